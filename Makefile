@@ -1,0 +1,48 @@
+# make book: install, run every chapter with the quick profile, render _build/html.   make test: the whole test suite.
+VENV    ?= .venv
+PYTHON  ?= python3
+PROFILE ?= quick
+ARGS    ?=
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help book test lint clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make book    install what is missing, run every chapter with the $(PROFILE) profile, render _build/html"
+	@echo "make test    install what is missing, run the whole test suite      (ARGS='-k params' picks some)"
+	@echo "make lint    ruff: errors and formatting"
+	@echo "make clean   remove _build and _runs; make distclean removes $(VENV) as well"
+	@echo "variables: PROFILE=quick  VENV=.venv  PYTHON=python3  ARGS="
+
+book: $(VENV)/.book-installed
+	$(BIN)/python -m crema_lib book --profile $(PROFILE) $(ARGS)
+
+test: $(VENV)/.test-installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf _build _runs
+
+distclean: clean
+	rm -rf $(VENV) crema_lib.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) could not create $(VENV) (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+
+# One stamp each: pip runs again only when what is asked for changes.
+$(VENV)/.book-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[book]'
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[book,dev]'
+	@touch $@ $(VENV)/.book-installed

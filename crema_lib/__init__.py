@@ -1,0 +1,9 @@
+"""crema_lib: the thin module behind the CREMA notebook book.
+
+One direction of flow, each module one step, importing only modules to its left::
+
+    errors, leads, paths -> manifest -> records -> store <- prepare, simulate -> labels -> views -> sit -> objectives -> engine
+        -> probe -> metrics -> runs -> plots -> params, notebook -> bookbuild -> __main__
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,106 @@
+"""The command line: `python -m crema_lib COMMAND`. Each command imports what it needs, so that --help answers at once."""
+
+import argparse
+import sys
+
+from . import __version__
+from .errors import CremaError
+
+
+def _data_commands(commands):
+    parser = commands.add_parser("data", help="list, fetch, verify and prepare ECG data sets")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    actions.add_parser("list", help="data sets of the manifest").set_defaults(run=_data_list)
+
+    fetch = actions.add_parser("fetch", help="download a data set from its archive (resumes, checks checksums)")
+    fetch.add_argument("name", help="a name that `data list` prints")
+    fetch.add_argument("--dest", metavar="DIR", help="folder to hold it (default: $CREMA_DATA/NAME)")
+    fetch.add_argument("--only", metavar="PATTERN", help="only files whose path matches, e.g. 'records100/*'")
+    fetch.set_defaults(run=_data_fetch)
+
+    verify = actions.add_parser("verify", help="compare a folder with the archive's checksums")
+    verify.add_argument("name")
+    verify.add_argument("--source", metavar="DIR", help="folder that holds it (default: $CREMA_DATA/NAME)")
+    verify.set_defaults(run=_data_verify)
+
+    prepare = actions.add_parser("prepare", help="turn recordings into one memory-mapped store")
+    prepare.add_argument("name")
+    prepare.add_argument("--source", metavar="DIR", help="folder that holds the recordings (default: $CREMA_DATA/NAME)")
+    prepare.add_argument("--out", metavar="DIR", help="folder of the store (default: $CREMA_DATA/stores/NAME-FShz-SECONDSs)")
+    prepare.add_argument("--fs", type=int, default=100, help="sampling rate, Hz (default: %(default)s)")
+    prepare.add_argument("--seconds", type=int, default=10, help="length of a record, s (default: %(default)s)")
+    prepare.add_argument("--workers", type=int, help="processes (default: the usable cores)")
+    prepare.add_argument("--limit", type=int, help="only the first so many records")
+    prepare.set_defaults(run=_data_prepare)
+
+
+def _data_list(args):
+    from . import manifest
+
+    print(manifest.listing())
+
+
+def _data_fetch(args):
+    from . import manifest
+
+    print(manifest.fetch(args.name, **_given(args, "dest", "only")))
+
+
+def _data_verify(args):
+    from . import manifest
+
+    print(manifest.verify(args.name, **_given(args, "source")))
+
+
+def _data_prepare(args):
+    from . import prepare
+
+    print(prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "workers", "limit")))
+
+
+def _book_command(commands):
+    parser = commands.add_parser("book", help="run the chapters with a profile and render the book")
+    parser.add_argument("--profile", default="quick", help="quick, ptbxl, colab or a YAML file (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NN", help="run only these chapters, e.g. --only 03 04")
+    parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="overrule one parameter")
+    parser.add_argument("--out", default="_build", metavar="DIR", help="build folder (default: %(default)s)")
+    parser.add_argument("--no-render", dest="render_pages", action="store_false", help="run the chapters, make no pages")
+    parser.set_defaults(run=_book)
+
+
+def _book(args):
+    from . import bookbuild
+
+    print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages")))
+
+
+def _given(args, *names):
+    """The named options that were given, so that the defaults of the function called stay the only ones."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def main(argv=None):
+    """Run one command; returns the exit status: 0, 1 with one sentence on stderr, 2 for wrong usage, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="crema_lib", description="CREMA: a 12-lead ECG foundation model, its data and its book.")
+    parser.add_argument("--version", action="version", version=f"crema_lib {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _data_commands(commands)
+    _book_command(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except CremaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (| head)
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

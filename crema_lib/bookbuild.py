@@ -1,0 +1,208 @@
+"""From notebooks to pages: papermill runs the chapters into a build folder, Jupyter Book renders what they left there.
+
+book/NN_x.ipynb ── papermill, parameters ──▶ BUILD/executed/PROFILE/book/NN_x.ipynb ─┐
+book/*.md, pictures, references ─────────────────────────────────────────────────────┴▶ BUILD/src ── jupyter-book ──▶ BUILD/html
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from . import params
+from .errors import CremaError
+from .notebook import parameter_names
+from .paths import home, resolve
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def chapters():
+    """Paths of the book's notebooks, relative to the project folder, in the order of `_toc.yml`."""
+    found = []
+
+    def walk(node):
+        if isinstance(node, dict):
+            for key in ("root", "file"):
+                path = Path(f"{node.get(key, '')}.ipynb")
+                if (home() / path).is_file():
+                    found.append(path)
+            node = list(node.values())
+        for child in node if isinstance(node, list) else []:
+            walk(child)
+
+    walk(yaml.safe_load((home() / "_toc.yml").read_text(encoding="utf-8")))
+    return found
+
+
+def select(only):
+    """Chapters whose file name begins with one of the given texts (`03`, `03_pretraining`); all if none is given.
+
+    Raises:
+        CremaError: a text names no chapter.
+    """
+    known = chapters()
+    picked = {path for text in only for path in known if path.name.startswith(str(text))}
+    for text in only:
+        if not any(path.name.startswith(str(text)) for path in known):
+            raise CremaError(f"no chapter {text}: known are {', '.join(path.stem for path in known)}")
+    return [path for path in known if path in picked or not only]
+
+
+def build(profile="quick", only=(), overrides=(), out="_build", render_pages=True):
+    """Run chapters with a profile and render the book.
+
+    Args:
+        profile: name or YAML file, see `params.load_profile`.
+        only: beginnings of chapter names; the others are shown as they were last run with this profile.
+        overrides: texts `name=value` that overrule the profile.
+        out: the build folder, relative to the project folder.
+        render_pages: False stops after the run.
+
+    Returns:
+        Path of the first rendered page, or of the folder of executed notebooks.
+
+    Raises:
+        CremaError: a parameter is wrong, a chapter fails (its name and the last line of the error), or rendering gives a warning.
+    """
+    values, out, picked = params.load_profile(profile), resolve(out), select(only)
+    if not picked:
+        raise CremaError(f"{home()} has no chapter: _toc.yml names no notebook that is there")
+    values |= _parse(overrides, picked)
+    executed = out / "executed" / values.get("profile", "default")
+    os.environ.pop("MPLBACKEND", None)  # a backend without pictures, as servers set it, would leave the chapters without figures
+    started = time.perf_counter()
+    for path in picked:
+        seconds = run_chapter(path, executed / path, values)
+        print(f"  {path.stem:<28} {seconds:6.1f} s", flush=True)
+    print(f"  {'all chapters':<28} {time.perf_counter() - started:6.1f} s", flush=True)
+    return render(executed, out) if render_pages else executed
+
+
+def declared(path):
+    """Names of the parameters that a chapter has, in order."""
+    return parameter_names(cell.source for cell in _read(home() / path).cells if cell.cell_type == "code")
+
+
+def _parse(overrides, picked):
+    known = sorted({name for path in picked for name in declared(path)})
+    values = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise CremaError(f"-p {text} is no name=value")
+        values[name] = params.parse(name, value)
+        if name not in known:
+            raise CremaError(f"no chapter that is to be run has a parameter {name}: they have {', '.join(known)}")
+    return values
+
+
+def run_chapter(source, target, values):
+    """Run one notebook through papermill into `target`, with those of the values that it declares; returns the seconds it took.
+
+    Raises:
+        CremaError: the chapter failed; `target` holds it as far as it came.
+    """
+    import papermill
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started, own = time.perf_counter(), {name: values[name] for name in declared(source) if name in values}
+    try:
+        papermill.execute_notebook(
+            home() / source,
+            target,
+            parameters=own,
+            cwd=home(),
+            kernel_name="python3",
+            progress_bar=False,
+            extra_arguments=["--log-level=50"],  # the kernel says on stderr what is of no use to a reader
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = [line for entry in error.traceback for line in _ANSI.sub("", entry).splitlines() if line.strip()]
+        last = lines[-1].strip() if lines else f"{error.ename}: {error.evalue}"
+        raise CremaError(f"chapter {source.stem} failed in cell {error.exec_count}: {last} (as far as it came: {target})") from None
+    except (RuntimeError, OSError) as error:  # the kernel died or never came up
+        raise CremaError(f"chapter {source.stem} failed: {error} (as far as it came: {target})") from None
+    return time.perf_counter() - started
+
+
+def render(executed, out):
+    """Render the book from the executed chapters of one profile; returns the path of the first page.
+
+    Colab and issue buttons keep pointing at the sources, as the build folder has the same relative paths. A warning is an error,
+    except where a chapter has no run yet: such a page lacks what other pages refer to.
+
+    Raises:
+        CremaError: Jupyter Book warned or failed.
+    """
+    pages = out / "src"
+    shutil.rmtree(pages, ignore_errors=True)
+    shutil.rmtree(out / "html", ignore_errors=True)
+    shutil.copytree(home() / "book", pages / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    missing = []
+    for path in chapters():
+        if _is_run_of(executed / path, home() / path):
+            _fold_injected(executed / path, pages / path)
+        else:
+            missing.append(path.stem)
+    if missing:
+        print(
+            f"  without results, as they have not been run to the end with this profile since they changed: {', '.join(missing)}",
+            flush=True,
+        )
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(pages)]
+    command += ["--path-output", str(out), "--all", "--quiet", "-n"]
+    command += ["--config", str(home() / "_config.yml"), "--toc", str(home() / "_toc.yml")]
+    command += [] if missing else ["-W", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=_environment())
+    log = _ANSI.sub("", done.stdout + done.stderr)
+    (out / "render.log").write_text(log, encoding="utf-8")
+    notes = [line for line in log.splitlines() if re.search(r"WARNING|ERROR|Error:", line)]
+    index = out / "_build" / "html"
+    if done.returncode or not (index / "index.html").is_file() or (notes and not missing):
+        shown = "\n  ".join(notes[:20] or log.strip().splitlines()[-5:])
+        raise CremaError(f"the book was not rendered without warnings (all of it: {out / 'render.log'}):\n  {shown}")
+    index.rename(out / "html")
+    shutil.rmtree(out / "_build")
+    return out / "html" / "index.html"
+
+
+def _fold_injected(source, target):
+    """Copy an executed notebook with papermill's cell folded: what the run was given can be opened, and is not in the way."""
+    notebook = _read(source)
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"].append("hide-input")
+            cell.metadata["mystnb"] = {"code_prompt_show": "Parameters of this run", "code_prompt_hide": "Parameters of this run"}
+    nbformat.write(notebook, target)
+
+
+def _environment():
+    return {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def _read(path):
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:
+        raise CremaError(f"{path} is no readable notebook: {error}") from None
+
+
+def _is_run_of(executed, source):
+    """True where the notebook was run to its end and has the cells of the source (apart from papermill's own)."""
+    if not executed.is_file():
+        return False
+    kept = _read(executed).metadata.get("papermill", {})
+    if kept.get("exception") or kept.get("duration") is None:  # it failed, or was killed on the way
+        return False
+    cells = [
+        [cell.source for cell in _read(path).cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        for path in (executed, source)
+    ]
+    return cells[0] == cells[1]

@@ -1,0 +1,62 @@
+"""From statement codes to label matrices: the six PTB-XL tasks.
+
+Rules of the PTB-XL benchmark (Strodthoff et al. 2021, doi:10.1109/JBHI.2020.3022989): a statement counts whatever its likelihood;
+`all` keeps every record, each other task leaves out the records that carry none of its labels. `scp_statements.csv` is a
+reduced copy of the table of that name in PTB-XL 1.0.3 (Wagner et al. 2020, CC BY 4.0).
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .errors import CremaError
+
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+TASKS = ("all", "diag", "sub", "super", "form", "rhythm")
+
+
+@cache
+def statements():
+    """The 71 SCP-ECG statements of PTB-XL: index code, columns description, diagnostic, form, rhythm, diagnostic_class, diagnostic_subclass."""
+    return pd.read_csv(Path(__file__).with_name("scp_statements.csv"), index_col="code", keep_default_na=False)
+
+
+def task_map(task):
+    """Code -> label of a task; codes outside the task are absent.
+
+    Raises:
+        CremaError: the task is not one of `TASKS`.
+    """
+    table = statements()
+    if task == "all":
+        return {code: code for code in table.index}
+    column = {"diag": "diagnostic", "sub": "diagnostic", "super": "diagnostic", "form": "form", "rhythm": "rhythm"}.get(task)
+    if column is None:
+        raise CremaError(f"unknown task {task!r}: known are {', '.join(TASKS)}")
+    table = table[table[column] == 1]
+    target = {"sub": "diagnostic_subclass", "super": "diagnostic_class"}.get(task)
+    return {code: (row[target] if target else code) for code, row in table.iterrows()}
+
+
+def matrix(table, task):
+    """Multi-label targets of a task.
+
+    Args:
+        table: DataFrame with a column `labels` of codes joined by ';'.
+        task: one of `TASKS`.
+
+    Returns:
+        (targets, names, kept): float32 (records, labels) of 0/1, the label names, and bool (records,): the record belongs to the task.
+    """
+    codes = task_map(task)
+    names = list(SUPERCLASSES) if task == "super" else sorted(set(codes.values()))
+    column = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(table), len(names)), dtype=np.float32)
+    for row, joined in enumerate(table["labels"]):
+        for code in joined.split(";"):
+            if code in codes:
+                targets[row, column[codes[code]]] = 1
+    kept = np.ones(len(table), dtype=bool) if task == "all" else targets.any(axis=1)
+    return targets, names, kept

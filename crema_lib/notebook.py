@@ -1,0 +1,180 @@
+"""What every chapter does first and last: check its parameters, find its data and its predecessor's model, show tables, keep a record."""
+
+import ast
+import random
+import sys
+import time
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from . import params, runs
+from .errors import CremaError
+from .paths import home, resolve
+
+_INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
+_last_start = {}
+
+# The second cell of every chapter, the same in all. The clone is where `paths.home` then finds profiles, results and weights.
+COLAB_CELL = """\
+# On Colab only: fetch the book and install what is missing; torch and NumPy stay as they are.
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+    from importlib.metadata import version
+    from pathlib import Path
+
+    _book, _keep = Path("/content/crema-book"), Path("/content/keep.txt")
+    if not _book.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/crema-book/crema-book", str(_book)], check=True)
+    _keep.write_text("".join(f"{name}=={version(name)}\\n" for name in ("torch", "numpy")))
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-c", str(_keep), "-e", str(_book)], check=True)
+    sys.path.insert(0, str(_book))"""
+
+
+def setup(chapter, namespace=None, sources=None):
+    """Check the parameters, seed every generator, set the plot style, print versions and device.
+
+    Papermill injects any name into a chapter; so the names are read from the cells themselves, the typed parameters cell and the
+    injected one, and their values from the namespace.
+
+    Args:
+        chapter: name of the chapter's file without ending, e.g. `04_linear_probe`; the run record gets this name.
+        namespace: dict of the chapter's variables; those of the running notebook if not given.
+        sources: list of the cells run so far; those of the running notebook if not given.
+
+    Returns:
+        Namespace of the parameters with what follows from them: `device` as "cpu" or "cuda" (never "auto"), `run_dir` (Path, what
+        this profile and seed leave behind), `chapter`, and `parameters` (dict, as given).
+
+    Raises:
+        CremaError: unknown name, wrong type, value out of range, or a GPU is asked for and there is none.
+    """
+    _short_errors()
+    if namespace is None:
+        namespace = sys.modules["__main__"].__dict__
+    names = parameter_names(namespace.get("In", []) if sources is None else sources)
+    given = params.check({name: namespace[name] for name in names if name in namespace})
+    if given.get("device") == "cuda" and not torch.cuda.is_available():
+        raise CremaError("parameter device = 'cuda', but torch sees no GPU here: write auto or cpu")
+    device = given.get("device", "auto")
+    derived = {
+        "chapter": chapter,
+        "parameters": given,
+        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
+        "run_dir": resolve(given.get("out") or f"_runs/{given.get('profile') or 'default'}-s{given.get('seed', 0)}"),
+    }
+    random.seed(given.get("seed", 0))
+    np.random.seed(given.get("seed", 0))  # noqa: NPY002 - libraries that draw from the global generator
+    torch.manual_seed(given.get("seed", 0))
+    from . import plots
+
+    plots.use_style()
+    _last_start[chapter] = time.perf_counter()
+    print(_versions(derived["device"]))
+    return SimpleNamespace(**{**given, **derived})
+
+
+def parameter_names(sources):
+    """Names that the parameters cell declares and that papermill injected, in order.
+
+    A parameters cell is one made of typed assignments only (`seed: int = 0`); of several runs of such a cell the last one counts.
+    """
+    declared, injected = [], []
+    for source in sources:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:  # a magic or a shell line
+            continue
+        if body and all(isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) for node in body):
+            declared = [node.target.id for node in body]
+        elif source.startswith(_INJECTED):
+            injected = [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    return list(dict.fromkeys(declared + injected))
+
+
+def open_data(p):
+    """The `EcgStore` that the parameters `data`, `records`, `fs` and `seconds` name.
+
+    The simulated cohort is made once for each size and kept; its seed is fixed, so that the seed of a run changes the run alone.
+
+    Raises:
+        CremaError: the set is not prepared; the sentence gives the command.
+    """
+    if p.data == "simulated":
+        from .simulate import simulated_store
+
+        if not p.records:
+            raise CremaError("parameter records = 0 means all records of a prepared set: give the number of records to simulate")
+        path = home() / "_runs" / "stores" / f"simulated-{p.records}-{p.fs}hz-{p.seconds}s"
+        return simulated_store(path, p.records, seed=0, fs=p.fs, seconds=p.seconds)
+    from .prepare import store_path
+    from .store import EcgStore
+
+    path = store_path(p.data, p.fs, p.seconds)
+    if not (path / "store.json").is_file():
+        raise CremaError(
+            f"{p.data} is not prepared at {p.fs} Hz and {p.seconds} s ({path} is not there): "
+            f"python -m crema_lib data prepare {p.data} --fs {p.fs} --seconds {p.seconds}"
+        )
+    return EcgStore(path)
+
+
+def checkpoint(p):
+    """Folder of the pretrained model: the parameter `checkpoint`, else what chapter 03 left behind, else the one in `weights/`.
+
+    Raises:
+        CremaError: none is there.
+    """
+    if getattr(p, "checkpoint", ""):
+        path = resolve(p.checkpoint)
+        if not (path / "config.json").is_file():
+            raise CremaError(f"parameter checkpoint: {path} holds no model (no config.json)")
+        return path
+    path = p.run_dir / "pretrain" / "model"
+    if (path / "config.json").is_file():
+        return path
+    stand_ins = sorted(folder.parent for folder in (home() / "weights").glob("*/config.json"))
+    if not stand_ins:
+        raise CremaError(f"no pretrained model in {path}: run the chapter on pretraining first, or give the parameter checkpoint")
+    print(f"No model of this profile and seed yet (chapter 03 makes it): {stand_ins[0].name} from weights/ stands in.")
+    return stand_ins[0]
+
+
+def record(p, metrics, store, **extra):
+    """Write the chapter's run record to `run_dir/records/CHAPTER.json` (see `runs.write`) and return it."""
+    return runs.write(
+        p.run_dir / "records" / f"{p.chapter}.json",
+        chapter=p.chapter,
+        parameters=p.parameters,
+        metrics=metrics,
+        data={"name": p.data, "records": len(store), "sha256": store.meta["sha256"]},
+        wall_seconds=time.perf_counter() - _last_start[p.chapter],
+        device=p.device,
+        extra=extra,
+    )
+
+
+def table(frame, caption, decimals=3):
+    """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash."""
+    style = frame.style.hide(axis="index").format(precision=decimals, na_rep="–").set_caption(caption)
+    numbers = frame.select_dtypes("number").columns
+    return style.set_properties(subset=numbers, **{"text-align": "right"}).set_uuid(f"{zlib.crc32(caption.encode()):08x}")
+
+
+def _versions(device):
+    commit, changed = runs.git_commit()
+    code = f" ({commit[:7]}{', changed' if changed else ''})" if commit else ""
+    parts = [f"{name} {version.split('+')[0]}" for name, version in runs.versions().items()]
+    return f"{' · '.join(parts[:-1])}\n{parts[-1]}{code} · {device}: {runs.device_name(device)}"
+
+
+def _short_errors():
+    """Show a CremaError as its sentence alone.
+
+    IPython asks an exception for `_render_traceback_`. A handler set with `set_custom_exc` would hide the failure from papermill.
+    """
+    CremaError._render_traceback_ = lambda error: [f"{type(error).__name__}: {error}"]

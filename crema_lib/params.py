@@ -1,0 +1,164 @@
+"""The one schema of every parameter that a chapter may have, and the check that papermill does not make.
+
+Papermill takes an unknown name in silence and turns `-p x false` into the true string "false": `check` stops both.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+import yaml
+
+from .errors import CremaError
+from .paths import home, resolve
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its type, what it means (with the unit), and the values it may take (bounds are inclusive)."""
+
+    name: str
+    type: type
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple = ()
+
+    @property
+    def allowed(self):
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        bounds = [f"at least {self.low:g}"] * (self.low > -math.inf) + [f"at most {self.high:g}"] * (self.high < math.inf)
+        return " and ".join(bounds)
+
+
+SCHEMA = {
+    p.name: p
+    for p in (
+        Parameter("profile", str, "name of the profile; part of the folder of results"),
+        Parameter("data", str, "'simulated', or the name of a prepared data set"),
+        Parameter("records", int, "records to simulate; of a prepared set: the first so many, 0 = all", 0, 10_000_000),
+        Parameter("fs", int, "sampling rate, Hz", 25, 1000),
+        Parameter("seconds", int, "length of a record, s", 1, 60),
+        Parameter("seed", int, "start of every random generator", 0, 2**32 - 1),
+        Parameter("model", str, "size of the Signal Transformer", choices=("xs", "ti", "s", "b")),
+        Parameter("width", int, "width of a token, 0 = as the size says", 0, 4096),
+        Parameter("depth", int, "transformer blocks, 0 = as the size says", 0, 64),
+        Parameter("patch", int, "length of a token, samples", 1, 1000),
+        Parameter("stem", str, "how samples become tokens", choices=("patch", "conv")),
+        Parameter("objective", str, "pretraining objective", choices=("cr_mae",)),
+        Parameter("mask_ratio", float, "share of tokens that is hidden", 0.05, 0.95),
+        Parameter("contrast_weight", float, "lambda, the weight of the contrastive regulariser", 0, 100),
+        Parameter("temperature", float, "of the contrastive softmax", 0.001, 10),
+        Parameter("epochs", int, "passes over the training records", 1, 100_000),
+        Parameter("minutes", float, "stop after so many minutes, 0 = no limit", 0, 100_000),
+        Parameter("batch_size", int, "records a step", 2, 65_536),
+        Parameter("lr", float, "highest learning rate", 1e-8, 10),
+        Parameter("weight_decay", float, "of AdamW", 0, 10),
+        Parameter("warmup", float, "share of the steps in which the learning rate rises", 0, 0.9),
+        Parameter("checkpoint", str, "folder of a pretrained model, '' = what the pretraining chapter made"),
+        Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers")),
+        Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm")),
+        Parameter("bootstrap", int, "resamplings of the patients for an interval", 1, 100_000),
+        Parameter("device", str, "where to compute", choices=("auto", "cpu", "cuda")),
+        Parameter("out", str, "folder of what a run leaves behind, '' = _runs/PROFILE-sSEED"),
+    )
+}
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", list: "a list of texts"}
+
+
+def check(values, schema=None):
+    """Check parameters against the schema.
+
+    Args:
+        values: dict name -> value.
+        schema: dict name -> `Parameter`; the book's `SCHEMA` if not given.
+
+    Returns:
+        The same parameters as a new dict, whole numbers made floats where the schema says float.
+
+    Raises:
+        CremaError: a name is unknown, a type is wrong or a value is out of range; the sentence names the parameter.
+    """
+    schema = SCHEMA if schema is None else schema
+    for name in values:
+        if name not in schema:
+            close = difflib.get_close_matches(str(name), schema, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise CremaError(f"unknown parameter {name}{hint}: known are {', '.join(sorted(schema))}")
+    return {name: _checked(schema[name], value) for name, value in values.items()}
+
+
+def _checked(p, value):
+    if p.type is float and type(value) is int:
+        value = float(value)
+    if type(value) is not p.type:
+        raise CremaError(f"parameter {p.name} must be {_NAMES[p.type]}, not {value!r}{_hint(p, value)}")
+    if p.type is list and (not value or any(type(entry) is not str for entry in value)):
+        raise CremaError(f"parameter {p.name} must be a list of one or more texts, not {value!r}")
+    if p.type in (int, float) and not p.low <= value <= p.high:  # a NaN fails both comparisons
+        raise CremaError(f"parameter {p.name} = {value!r} is out of range: {p.meaning}, {p.allowed}")
+    for entry in value if p.type is list else [value]:
+        if p.choices and entry not in p.choices:
+            raise CremaError(f"parameter {p.name} = {entry!r} is not known: {p.meaning}, {p.allowed}")
+    return value
+
+
+def _hint(p, value):
+    """The second half of the sentence, for the slips that YAML and papermill provoke."""
+    if type(value) is not str:
+        return ""
+    if p.type is bool and value.lower() in ("true", "false", "yes", "no"):
+        return f": write {'True' if value.lower() in ('true', 'yes') else 'False'} (papermill -p reads only True and False)"
+    if p.type is list:
+        return f": write [{value}] in YAML, or papermill -y '{p.name}: [{value}]'"
+    if p.type is float:
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        mantissa, e, exponent = value.lower().partition("e")
+        fixed = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}" if e else repr(number)
+        return f": YAML reads {value} as text, write {fixed}"
+    return ""
+
+
+def parse(name, text):
+    """The value of a command-line override `name=text`, by the type that the schema gives the name, checked.
+
+    Raises:
+        CremaError: as `check`.
+    """
+    kind = SCHEMA[name].type if name in SCHEMA else str
+    if kind is str:
+        value = text
+    elif kind is list:
+        value = [entry.strip() for entry in text.strip("[] ").split(",") if entry.strip()]
+    else:
+        try:
+            value = float(text) if kind is float else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError):
+            value = text
+    return check({name: value})[name]
+
+
+def load_profile(profile):
+    """Parameters of a profile: a name (`quick` is params/quick.yaml) or the path of a YAML file, checked.
+
+    Raises:
+        CremaError: no such profile, no readable YAML, or a parameter that `check` refuses.
+    """
+    known = sorted(path.stem for path in (home() / "params").glob("*.yaml"))
+    path = home() / "params" / f"{profile}.yaml" if str(profile) in known else resolve(profile)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise CremaError(f"no profile {profile}: known are {', '.join(known) or 'none'}, or give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise CremaError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise CremaError(f"{path} must hold one 'name: value' a line")
+    try:
+        return check(values)
+    except CremaError as error:
+        raise CremaError(f"{path}: {error}") from None

@@ -1,0 +1,24 @@
+"""Where things lie, whatever folder a chapter is started from."""
+
+import os
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def home():
+    """The project folder: `$CREMA_HOME`, else the checkout that holds crema_lib, else the working folder."""
+    if os.environ.get("CREMA_HOME"):
+        return Path(os.environ["CREMA_HOME"]).expanduser().resolve()
+    return _CHECKOUT if (_CHECKOUT / "_toc.yml").is_file() else Path.cwd()
+
+
+def data_home():
+    """Folder of downloaded and prepared data: `$CREMA_DATA`, else `_data` in the project folder (ignored by git)."""
+    return Path(os.environ.get("CREMA_DATA") or home() / "_data").expanduser().resolve()
+
+
+def resolve(path):
+    """An absolute path as it is; a relative one from the project folder."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else home() / path

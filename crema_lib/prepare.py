@@ -1,0 +1,410 @@
+"""From a folder of recordings to an `EcgStore`: read, screen, resample, filter, crop, write; and a report of what was not fine."""
+
+import ast
+import errno
+import hashlib
+import os
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy
+from scipy.signal import butter, resample_poly, sosfiltfilt
+from tqdm.auto import tqdm
+
+from . import __version__, paths, records
+from .errors import CremaError
+from .leads import LEADS
+from .store import StoreWriter, to_steps
+
+FILTER_ORDER = 2  # of the Butterworth prototype; run forward and backward, so -6 dB at both edges and no phase shift
+MAX_NAN = 0.05  # share of a lead's samples that may be filled by linear interpolation
+MIN_SECONDS = 1.0
+RATES = (20, 20_000)  # Hz; beyond these a header is wrong, and resampling would fill the memory
+CHUNK = 64  # records a task: small enough for the cache and for an even load, large enough that NumPy's overhead vanishes
+FLUSH_BYTES = 2**26  # signals that a task holds before it conditions them, so that long recordings do not fill the memory
+PTBXL_NOISE = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
+CODE15_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")
+
+
+def condition(signal, fs, *, fs_out=100, band=(0.5, 40.0)):
+    """Resample (polyphase) and band-pass (zero-phase Butterworth); the same for a record, a batch, and a user's own array.
+
+    The filter runs after resampling, so that every source meets the same digital filter whatever its rate (`resample_poly` keeps what
+    lies above the new Nyquist rate out), and before any crop, so that its transients stay at the ends of the recording. Order 2 at
+    0.5 Hz takes wander away (-42 dB at 0.15 Hz) and leaves ST segments, and at 10 Hz the gain is .992.
+
+    Args:
+        signal: (..., samples), mV.
+        fs: its sampling rate, Hz; need not be an integer.
+        fs_out: sampling rate of the result, Hz.
+        band: (low, high) in Hz, or None for no filter. Where `high` is not below the source's Nyquist rate the source is narrower than
+            the band already, and only the high-pass runs.
+
+    Returns:
+        float32 (..., ceil(samples * fs_out / fs)), mV.
+
+    Raises:
+        CremaError: a rate outside of `RATES`, a band that does not lie within 0 to fs_out / 2.
+    """
+    x = np.asarray(signal, dtype=np.float32)
+    ratio = _ratio(fs, fs_out)
+    if ratio != 1:  # "line": the filter meets the ends without a step, whatever the offset of the baseline
+        x = resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="line")
+    if band is None:
+        return x
+    low, high = band
+    if not 0 < low < high < fs_out / 2:
+        raise CremaError(f"the band {low} to {high} Hz must lie between 0 and {fs_out / 2:g} Hz, half of the sampling rate {fs_out} Hz")
+    edges = {"Wn": low, "btype": "highpass"} if high >= fs / 2 else {"Wn": band, "btype": "bandpass"}
+    pad = min(x.shape[-1] - 1, round(2 * fs_out))  # 2 s, the longest time constant of the high-pass several times over
+    return sosfiltfilt(butter(FILTER_ORDER, fs=fs_out, output="sos", **edges), x, axis=-1, padlen=pad).astype(np.float32)
+
+
+def _ratio(fs, fs_out):
+    """fs_out / fs as a fraction; exact for rates such as 257 or 62.5 Hz, within 1e-6 for any."""
+    for rate in (fs, fs_out):
+        if not RATES[0] <= rate <= RATES[1]:
+            raise CremaError(f"a sampling rate of {rate:g} Hz is implausible for an ECG: it must lie between {RATES[0]} and {RATES[1]} Hz")
+    return (Fraction(str(fs_out)) / Fraction(str(fs))).limit_denominator(10_000)
+
+
+def crop_or_pad(signal, samples):
+    """The middle `samples` of (..., n), or zeros added at the end; returns (signal, number of valid samples)."""
+    n = signal.shape[-1]
+    if n >= samples:
+        start = (n - samples) // 2
+        return signal[..., start : start + samples], samples
+    return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, samples - n)]), n
+
+
+def screen(record):
+    """Fill short gaps of a `Record` in place and return flags (`nan:V1`); CremaError where it is too short or has too many gaps."""
+    seconds = record.signal.shape[1] / record.fs
+    if seconds < MIN_SECONDS:
+        raise CremaError(f"record {record.name}: {seconds:.2f} s long, at least {MIN_SECONDS:g} s are needed")
+    if not np.isnan(record.signal.sum()):
+        return []
+    gaps = np.isnan(record.signal)
+    leads = np.flatnonzero(gaps.any(axis=1))
+    worst = leads[gaps[leads].mean(axis=1).argmax()]
+    if gaps[worst].mean() > MAX_NAN:
+        share = 100 * gaps[worst].mean()
+        raise CremaError(
+            f"record {record.name}: {share:.0f} % of lead {LEADS[worst]} are NaN, more than the {100 * MAX_NAN:.0f} % that are filled"
+        )
+    at = np.arange(record.signal.shape[1])
+    for i in leads:
+        record.signal[i, gaps[i]] = np.interp(at[gaps[i]], at[~gaps[i]], record.signal[i, ~gaps[i]])
+    return [f"nan:{LEADS[i]}" for i in leads]
+
+
+def store_path(name, fs=100, seconds=10):
+    """Where `prepare` puts a data set unless told otherwise."""
+    return paths.data_home() / "stores" / f"{name}-{fs:g}hz-{seconds:g}s"
+
+
+def prepare(name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), unit=None, workers=None, progress=True, limit=None):
+    """Turn a folder of recordings into an `EcgStore`; what is wrong with a record is reported and never stops the rest.
+
+    Args:
+        name: data set of the manifest, or any label for a folder.
+        source: folder; None: where the manifest finds `name`.
+        out: folder of the store; None: `store_path(name, fs, seconds)`.
+        fs, seconds, band: as in `condition`; longer recordings give their middle, shorter ones are padded at the end.
+        unit: unit of signals whose header names none (see `records.read`).
+        workers: threads (the filters release the interpreter lock); None: one a core. The result does not depend on it.
+        progress: show a bar.
+        limit: take the first records only.
+
+    Returns:
+        (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out` or `kept with flag`), also in report.csv.
+
+    Raises:
+        CremaError: no recordings, not one that can be used, unreadable tables, a bad band, no space left. An earlier store stays then.
+    """
+    if source is None:
+        from . import manifest
+
+        source = manifest.locate(name)
+    source, out = Path(source), Path(out or store_path(name, fs, seconds))
+    rows = rows_of(source, fs)[:limit]
+    condition(np.zeros((1, round(fs * MIN_SECONDS))), fs, fs_out=fs, band=band)  # a bad band is told before an hour of reading
+    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    workers = workers or os.cpu_count()
+    writer, pool = None, ThreadPoolExecutor(workers)
+    try:
+        how = {"band": band and list(band), "filter_order": FILTER_ORDER, "source": name, "versions": _versions()}
+        writer = StoreWriter(out, fs=fs, seconds=seconds, **how)
+        report, rates = [], Counter()
+        tasks = _ahead(pool, lambda chunk: _chunk(chunk, name, fs, writer.samples, band, unit), chunks, 2 * workers)
+        with tqdm(total=len(rows), unit="record", desc=f"prepare {name}", disable=not progress) as bar:
+            for chunk, (steps, kept, notes, found) in zip(chunks, tasks, strict=True):
+                writer.append(steps, kept)
+                report += notes
+                rates.update(found)
+                bar.update(len(chunk))
+        if not writer.rows:
+            raise CremaError(f"none of the {len(rows)} records in {source} can be used; the first: {report[0]['reason']}")
+        if len(rates) > 1:
+            text = ", ".join(f"{rate:g} Hz ({n})" for rate, n in sorted(rates.items()))
+            reason = f"mixed sampling rates, each brought to {fs:g} Hz: {text}"
+            report.append({"record": "(all)", "reason": reason, "action": "kept with flag"})
+        report = pd.DataFrame(report, columns=["record", "reason", "action"])
+        report.to_csv(writer.part / "report.csv", index=False)
+        writer.meta["source_fs"] = {f"{rate:g}": n for rate, n in sorted(rates.items())}
+        return writer.close(), report
+    except BaseException as error:
+        pool.shutdown(cancel_futures=True)
+        if writer:
+            with suppress(OSError):  # on a full device closing fails too, and the part must go all the same
+                writer.file.close()
+            writer.discard()
+        if isinstance(error, OSError):
+            reason = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or error
+            raise CremaError(f"cannot write {out}: {reason}; nothing was changed, give another folder or make room") from None
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _ahead(pool, task, items, ahead):
+    """Results in order, like `pool.map`, but never more than `ahead` items early, so that they cannot pile up in memory."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(task, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _versions():
+    return {"crema_lib": __version__, "numpy": np.__version__, "scipy": scipy.__version__, "wfdb": version("wfdb")}
+
+
+def _read_all(rows, unit):
+    """Pairs (row, Record or CremaError), in order; the exams of one HDF5 file are read together."""
+    start = 0
+    while start < len(rows):
+        row, stop = rows[start], start + 1
+        try:
+            if "index" not in row:
+                yield row, records.read(row["path"], unit)
+            else:
+                while stop < len(rows) and rows[stop]["path"] == row["path"]:
+                    stop += 1
+                group = rows[start:stop]
+                yield from zip(group, records.read_hdf5(row["path"], [r["index"] for r in group]), strict=True)
+        except CremaError as error:
+            yield from ((r, error) for r in rows[start:stop])
+        start = stop
+
+
+def _chunk(rows, name, fs, samples, band, unit):
+    """Prepare some rows: (int16 (n, 12, samples), table rows, report rows, sampling rates found)."""
+    steps, kept, notes, rates = [], [], [], []
+    pending, held = {}, 0
+
+    def flush():
+        # Records of one rate and length are conditioned as one batch.
+        for (rate, _), places in pending.items():
+            batch = condition(np.stack([steps[i] for i in places]), rate, fs_out=fs, band=band)
+            batch, valid = crop_or_pad(batch, samples)
+            whole, clipped = to_steps(batch)
+            over = (np.abs(batch) > 32.767).any(axis=(1, 2)) if clipped else np.zeros(len(places), bool)
+            for i, signal, beyond in zip(places, whole, over, strict=True):
+                steps[i] = signal
+                kept[i]["valid"] = valid
+                kept[i]["found"] += ["clipped"] * bool(beyond) + ["padded"] * (valid < samples)
+        pending.clear()
+
+    for row, record in _read_all(rows, unit):
+        try:
+            if isinstance(record, CremaError):
+                raise record
+            _ratio(record.fs, fs)
+            found = record.flags + screen(record)
+        except CremaError as error:
+            notes.append({"record": row["record"], "reason": str(error), "action": "left out"})
+            continue
+        if band and band[1] >= record.fs / 2:
+            found.append(f"narrow:{record.fs / 2:g}Hz")
+        pending.setdefault((record.fs, record.signal.shape[1]), []).append(len(steps))
+        steps.append(record.signal)
+        kept.append({**_table_row(row, record, name), "found": found})
+        rates.append(record.fs)
+        held += record.signal.nbytes
+        if held > FLUSH_BYTES:
+            flush()
+            held = 0
+    flush()
+    for entry in kept:
+        found = entry.pop("found")
+        noted = [flag for flag in entry["quality"].split(";") if flag]
+        entry["quality"] = ";".join(dict.fromkeys(found + noted))
+        if found:
+            notes.append({"record": entry["record"], "reason": ";".join(found), "action": "kept with flag"})
+    order = {row["record"]: i for i, row in enumerate(rows)}
+    notes.sort(key=lambda note: order[note["record"]])
+    return np.array(steps, dtype="<i2").reshape(-1, 12, samples), kept, notes, rates
+
+
+def _table_row(row, record, name):
+    """One row of the store's table: what the data set's own table says, else what the recording's header says."""
+    patient = row.get("patient") or record.patient or row["record"]
+    return {
+        "record": row["record"],
+        "patient": patient,
+        "source": row.get("source") or record.comments.get("source", "").lower().rstrip("%") or name,
+        "fold": row.get("fold") or fold_of(patient),
+        "age": row.get("age", record.age),
+        "sex": row.get("sex", record.sex),
+        "device": row.get("device", ""),
+        "site": row.get("site", ""),
+        "labels": row["labels"] if "labels" in row else ";".join(record.labels),
+        "lead_mask": int((record.lead_mask << np.arange(12)).sum()),
+        "quality": row.get("quality", ""),
+    }
+
+
+# What a folder holds: one adapter a data set, each giving one dict a recording. Keys: `record`, `path`, `index` (row in an HDF5 file)
+# and, where the data set's own table knows them, columns of the store; what is absent is taken from the recording's header.
+# CPSC, Chapman-Shaoxing-Ningbo, Georgia and LUDB name no patients: there every record counts as a patient of its own.
+
+
+def rows_of(source, fs):
+    """The recordings of a folder as dicts, in a fixed order; CremaError where there are none or the folder's table cannot be read."""
+    if not source.is_dir():
+        raise CremaError(f"{source} is not a folder")
+    adapters = {"ptbxl_database.csv": _ptbxl, "exams.csv": _code15, "ludb.csv": _ludb, "metadata.csv": _brugada}
+    adapter = next((adapters[file] for file in adapters if (source / file).is_file()), _wfdb)
+    rows = adapter(source, fs)
+    if not rows:
+        raise CremaError(f"{source} holds no recordings: expected WFDB headers (*.hea) or CODE-15% files (*.hdf5 with exams.csv)")
+    return rows
+
+
+def fold_of(patient):
+    """Fold 1 to 10 from the patient's identifier alone, so that it is the same in every set that a patient appears in."""
+    return int(hashlib.sha1(str(patient).encode()).hexdigest(), 16) % 10 + 1
+
+
+def _csv(path, columns=None, key=None):
+    """Named columns of a table (None: all) as text; CremaError where it cannot be read or lacks one."""
+    try:
+        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise CremaError(f"{path} is damaged or not the table that it should be: {error}") from None
+    return table.set_index(key) if key else table
+
+
+def _ptbxl(source, fs):
+    """PTB-XL: its 100 Hz records up to 100 Hz, else the 500 Hz ones (or those, where only they are there)."""
+    path = source / "ptbxl_database.csv"
+    columns = [
+        "ecg_id",
+        "patient_id",
+        "age",
+        "sex",
+        "device",
+        "site",
+        "scp_codes",
+        "strat_fold",
+        "filename_lr",
+        "filename_hr",
+        *PTBXL_NOISE,
+    ]
+    table = _csv(path, columns)
+    column = "filename_lr" if fs <= 100 and (source / "records100").is_dir() else "filename_hr"
+    if column == "filename_hr" and not (source / "records500").is_dir():
+        raise CremaError(f"{source} has no folder records500, which {fs} Hz needs: fetch it, or prepare at 100 Hz")
+    rows = []
+    try:
+        for row in table.to_dict("records"):
+            age, old = records.parse_age(row["age"])
+            flags = [flag for flag in PTBXL_NOISE if row[flag].strip()] + ["age>89"] * old
+            rows.append(
+                {
+                    "record": Path(row[column]).name,
+                    "path": source / row[column],
+                    "patient": row["patient_id"].removesuffix(".0"),
+                    "fold": int(row["strat_fold"]),
+                    "age": age,
+                    "sex": {"0": "M", "1": "F"}.get(row["sex"], ""),
+                    "device": " ".join(row["device"].split()),
+                    "site": row["site"].removesuffix(".0"),
+                    "labels": ";".join(ast.literal_eval(row["scp_codes"])),
+                    "quality": ";".join(flags),
+                }
+            )
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise CremaError(f"{path}: the row of ecg_id {row['ecg_id']} cannot be read ({error})") from None
+    return rows
+
+
+def _code15(source, fs):
+    """CODE-15%: the exams of every HDF5 file that is there, in file order."""
+    import h5py
+
+    exams = _csv(source / "exams.csv", ["exam_id", "patient_id", "age", "is_male", *CODE15_LABELS], "exam_id").to_dict("index")
+    rows = []
+    for path in sorted(source.rglob("*.hdf5")):
+        try:
+            with h5py.File(path, "r") as file:
+                ids = file["exam_id"][:].astype(str).tolist()
+        except (OSError, KeyError) as error:
+            raise CremaError(f"{path} cannot be read as a CODE-15% file (HDF5 with tracings and exam_id): {error}") from None
+        for index, exam in enumerate(ids):
+            row = {"record": exam, "path": path, "index": index}
+            if exam in exams:
+                known = exams[exam]
+                male = known["is_male"].strip().lower() in ("true", "1", "1.0")
+                labels = [label for label in CODE15_LABELS if known[label].strip().lower() in ("true", "1", "1.0")]
+                row |= {"patient": known["patient_id"], "age": records.parse_age(known["age"])[0], "sex": "M" if male else "F"}
+                row["labels"] = ";".join(labels)
+            rows.append(row)
+    return rows
+
+
+def _ludb(source, fs):
+    """LUDB: rhythm and diagnoses of `ludb.csv` as labels (its cells hold one statement a line)."""
+    table = _csv(source / "ludb.csv")
+    rows = []
+    for row in table.to_dict("records"):
+        lines = [line for cell in list(row.values())[3:] for line in cell.splitlines()]
+        labels = [line.strip().rstrip(".").replace(";", ",") for line in lines if line.strip()]
+        name = row["ID"].strip()
+        rows.append({"record": name, "path": source / "data" / name, "labels": ";".join(labels)})
+    return rows  # age and sex stand in the headers too, in a cleaner form
+
+
+def _brugada(source, fs):
+    """Brugada-HUCA: the diagnosis (`brugada:0`, `:1`, `:2` other) and two findings."""
+    table = _csv(source / "metadata.csv", ["patient_id", "brugada", "basal_pattern", "sudden_death"])
+    rows = []
+    for row in table.to_dict("records"):
+        name = row["patient_id"].strip()
+        labels = [f"brugada:{row['brugada'].strip()}"] + [x for x in ("basal_pattern", "sudden_death") if row[x].strip() == "1"]
+        rows.append({"record": name, "path": source / "files" / name / name, "patient": name, "labels": ";".join(labels)})
+    return rows
+
+
+def _wfdb(source, fs):
+    """Any folder of WFDB records, Challenge folders among them: codes from a `labels.csv` in it or beside it, else from the headers."""
+    headers = sorted(source.rglob("*.hea"))
+    labels = next((path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file()), None)
+    codes = _csv(labels, ["record", "source", "snomed"], "record").to_dict("index") if labels and headers else {}
+    unique = len({path.stem for path in headers}) == len(headers)
+    rows = []
+    for path in headers:
+        row = {"record": path.stem if unique else str(path.relative_to(source).with_suffix("")), "path": path}
+        if path.stem in codes:
+            row |= {"source": codes[path.stem]["source"], "labels": ";".join(codes[path.stem]["snomed"].split())}
+        rows.append(row)
+    return rows

@@ -1,0 +1,52 @@
+"""Pretraining as chapter 03 and the command line run it: parameters in, a saved model and its log out."""
+
+import dataclasses
+
+import torch
+
+from .engine import Training, fit
+from .objectives import build
+from .sit import SiT
+from .store import TRAIN
+
+
+def lead_scale(store, rows):
+    """Standard deviation of each lead in mV over some records: one fixed number a lead, because amplitude is diagnostic.
+
+    Returns:
+        tuple of 12 floats; measured on at most 4096 of the rows, evenly spaced, in chunks.
+    """
+    rows = rows[:: max(1, len(rows) // 4096)]
+    squares = sum(store.read(rows[i : i + 512]).double().square().mean(2).sum(0) for i in range(0, len(rows), 512))
+    present = torch.from_numpy(store.lead_mask[rows].sum(0)).clamp(min=1)
+    return tuple(round(float(s), 4) for s in (squares / present).sqrt().clamp(min=1e-3))
+
+
+def new_encoder(p, store, rows):
+    """A SiT as the parameters say, scaled by the leads of some records, randomly initialised from `p.seed`."""
+    shape = {name: getattr(p, name) for name in ("width", "depth") if getattr(p, name, 0)}
+    torch.manual_seed(p.seed)
+    return SiT.of_size(
+        p.model, fs=store.fs, seconds=store.seconds, patch=p.patch, stem=p.stem,
+        scale=lead_scale(store, rows), band=store.meta["band"], **shape,
+    )  # fmt: skip
+
+
+def pretrain(p, store, *, progress=True):
+    """Pretrain on folds 1 to 8 of a store.
+
+    Args:
+        p: namespace of the parameters (`crema_lib.params`) with `run_dir`. An interrupted run goes on where its last checkpoint is.
+
+    Returns:
+        (objective, log): the trained `Objective`, also saved in `run_dir/pretrain/model`, and the log of `engine.fit`.
+    """
+    rows = store.rows(TRAIN)
+    options = {name: getattr(p, name) for name in ("mask_ratio", "contrast_weight", "temperature")}
+    model = build(p.objective, new_encoder(p, store, rows), **options)
+    fields = {f.name for f in dataclasses.fields(Training)}
+    training = Training(**{name: value for name, value in vars(p).items() if name in fields})
+    log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
+    model.cpu().eval()
+    model.save_pretrained(p.run_dir / "pretrain" / "model")
+    return model, log

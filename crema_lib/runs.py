@@ -1,0 +1,163 @@
+"""Run records: the JSON file behind every number that the book prints.
+
+A record says what was run (chapter, parameters, code, versions, device, data) and what came out (metrics with interval, n and seed).
+Committed records lie in `results/PROFILE/CHAPTER.json`; a run writes its own to `OUT/records/CHAPTER.json`.
+"""
+
+import datetime
+import glob
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import __version__
+from .errors import CremaError
+from .paths import home, resolve
+
+KEYS = ("chapter", "parameters", "metrics", "data", "wall_seconds", "code", "versions", "device", "time_utc")
+METRIC_KEYS = ("name", "task", "model", "value", "low", "high", "n", "seed")
+
+
+def git_commit():
+    """(commit hash, True where files differ from it) of the checkout; (None, None) outside a repository."""
+    try:
+        lines = subprocess.run(
+            ["git", "-C", str(home()), "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), "(initial)")
+    return (None, None) if commit == "(initial)" else (commit, any(not line.startswith("#") for line in lines))
+
+
+def versions():
+    """Versions that decide a number: python, torch, timm, numpy, crema_lib."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy")}
+    return {"python": platform.python_version(), **packages, "crema_lib": __version__}
+
+
+def device_name(device):
+    """Name of the accelerator, or of the processor with its number of usable cores."""
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()} processor, {cores} cores"
+
+
+def write(path, *, chapter, parameters, metrics, data, wall_seconds, device="cpu", extra=None):
+    """Write one run record, whole or not at all.
+
+    Args:
+        path: JSON file to write; folders are made.
+        chapter: name of the chapter, e.g. `04_linear_probe`.
+        parameters: dict as the chapter was given them.
+        metrics: list of dicts with `METRIC_KEYS` (value, low, high: numbers or NaN; n: count; low and high bound the 95 % interval).
+        data: dict with `name`, `records` and `sha256` of the store.
+        wall_seconds: duration of the run, s.
+        device: torch device the run used.
+        extra: dict of anything else that is worth keeping.
+
+    Returns:
+        The record as `read` gives it.
+
+    Raises:
+        CremaError: a key is missing or a metric is malformed.
+    """
+    path = Path(path)
+    commit, changed = git_commit()
+    record = {
+        "chapter": chapter,
+        "parameters": dict(parameters),
+        "metrics": list(metrics),
+        "data": dict(data),
+        "wall_seconds": round(float(wall_seconds), 1),
+        "code": {"commit": commit, "changed": changed},
+        "versions": versions(),
+        "device": {"type": str(device), "name": device_name(device), "cpus": os.cpu_count()},
+        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "extra": dict(extra or {}),
+    }
+    _validate(record, path)
+    text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + f".{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return json.loads(text)
+
+
+def read(path):
+    """One run record as a dict.
+
+    Raises:
+        CremaError: no file, no JSON, or a key is missing.
+    """
+    path = resolve(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise CremaError(f"no run record {path}: run its chapter first") from None
+    except ValueError as error:
+        raise CremaError(f"{path} is no run record: {error}") from None
+    _validate(record, path)
+    return record
+
+
+def table(paths):
+    """Metrics of several records, one row each.
+
+    Args:
+        paths: a list of files, or a pattern such as `results/ptbxl/*.json` (relative to the project folder).
+
+    Returns:
+        DataFrame with `chapter`, `profile`, `METRIC_KEYS`, `commit` and `device`, rows in the order of files and metrics.
+
+    Raises:
+        CremaError: nothing matches, or a record is malformed.
+    """
+    found = sorted(glob.glob(str(resolve(paths)))) if isinstance(paths, str | os.PathLike) else list(paths)
+    if not found:
+        raise CremaError(f"no run record matches {paths}")
+    rows = []
+    for record in map(read, found):
+        head = {"chapter": record["chapter"], "profile": record["parameters"].get("profile", "")}
+        tail = {"commit": record["code"]["commit"], "device": record["device"]["name"]}
+        rows += [{**head, **{key: metric[key] for key in METRIC_KEYS}, **tail} for metric in record["metrics"]]
+    columns = ["chapter", "profile", *METRIC_KEYS, "commit", "device"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
+
+
+def _validate(record, path):
+    missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else KEYS
+    if missing:
+        raise CremaError(f"{path} is no run record: {', '.join(missing)} missing")
+    if missing := [key for key in ("name", "records", "sha256") if key not in record["data"]]:
+        raise CremaError(f"{path}: {', '.join(missing)} missing in data")
+    for i, metric in enumerate(record["metrics"]):
+        if missing := [key for key in METRIC_KEYS if key not in metric]:
+            raise CremaError(f"{path}: metric {i} ({metric.get('name', 'no name')}) has no {', '.join(missing)}")
+
+
+def _plain(value):
+    """The same with NumPy scalars, arrays and paths made plain, and what is not finite made null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,262 @@
+"""SiT, the Signal Transformer: a 1-D patch stem, fixed positions and timm's transformer blocks.
+
+The width, depth and heads of Ti, S and B are those of ViT (Dosovitskiy et al. 2021; Touvron et al. 2021); everything else here is ours.
+"""
+
+import numpy as np
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from .errors import CremaError
+from .leads import LEADS, to_canonical
+from .prepare import condition, crop_or_pad
+
+SIZES = {
+    "xs": {"width": 192, "depth": 6, "heads": 3},
+    "ti": {"width": 192, "depth": 12, "heads": 3},
+    "s": {"width": 384, "depth": 12, "heads": 6},
+    "b": {"width": 768, "depth": 12, "heads": 12},
+}
+MV_PER_UNIT = {"V": 1000.0, "mV": 1.0, "uV": 0.001, "µV": 0.001, "nV": 1e-6}
+
+
+def sincos(positions, width):
+    """Fixed sine-cosine codes (Vaswani et al. 2017), (positions, width): sines in the first half of the width, cosines in the second."""
+    omega = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+class PatchStem(nn.Linear):
+    """One linear map from a patch of all leads to a token: (..., leads * patch) -> (..., width)."""
+
+    def __init__(self, leads, patch, width):
+        super().__init__(leads * patch, width)
+
+
+class ConvStem(nn.Module):
+    """Two convolutions inside each patch, then a linear map: (..., leads * patch) -> (..., width).
+
+    Convolutions never cross a patch border, so that a visible token knows nothing of its hidden neighbours.
+    """
+
+    def __init__(self, leads, patch, width, hidden=64):
+        super().__init__()
+        self.leads, self.patch = leads, patch
+        self.convs = nn.Sequential(nn.Conv1d(leads, hidden, 7, padding=3), nn.GELU(), nn.Conv1d(hidden, hidden, 5, padding=2), nn.GELU())
+        self.proj = nn.Linear(hidden * patch, width)
+
+    def forward(self, patches):
+        shape = patches.shape[:-1]
+        return self.proj(self.convs(patches.reshape(-1, self.leads, self.patch)).flatten(1)).view(*shape, -1)
+
+
+STEMS = {"patch": PatchStem, "conv": ConvStem}
+
+
+class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"], license="mit"):
+    """Signal Transformer.
+
+    Args:
+        fs: sampling rate, Hz. seconds: longest input, s. leads: lead names in input order.
+        patch: samples a patch; a token covers all leads for patch / fs seconds.
+        width, depth, heads, mlp_ratio, drop_path: as in ViT. stem: "patch" or "conv". cls_token: prepend a learned token.
+        scale: one standard deviation a lead in mV, measured on training records; inputs are divided by it (default 1 mV).
+        band: pass band in Hz that training signals went through; `embed` applies it to what it is given.
+    """
+
+    def __init__(
+        self,
+        fs: float = 100,
+        seconds: float = 10,
+        leads: tuple = LEADS,
+        patch: int = 25,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        stem: str = "patch",
+        cls_token: bool = False,
+        scale: tuple | None = None,
+        band: tuple | None = (0.5, 40.0),
+    ):
+        super().__init__()
+        samples = round(fs * seconds)
+        unknown = [lead for lead in leads if lead not in LEADS]
+        for wrong, why in (
+            (patch < 1 or samples % patch, f"{samples} samples are no whole number of patches of {patch}"),
+            (unknown, f"unknown leads {unknown}: known are {' '.join(LEADS)}"),
+            (width % heads or width % 2, f"width {width} is not even or not a multiple of {heads} heads"),
+            (stem not in STEMS, f"unknown stem {stem!r}: known are {', '.join(STEMS)}"),
+            (scale is not None and (len(scale) != len(leads) or min(scale) <= 0), "scale needs one positive number a lead"),
+        ):
+            if wrong:
+                raise CremaError(why)
+        self.fs, self.seconds, self.leads, self.patch, self.width, self.band = fs, seconds, tuple(leads), patch, width, band
+        self.n_patches = samples // patch
+        self.register_buffer("scale", torch.tensor(scale or [1.0] * len(leads), dtype=torch.float32))
+        self.register_buffer("positions", sincos(self.n_patches, width), persistent=False)
+        self.stem = STEMS[stem](len(leads), patch, width)
+        self.missing = nn.Parameter(torch.zeros(len(leads), width))  # added to every token for each lead that is not there
+        self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width)) if cls_token else None
+        rates = np.linspace(0, drop_path, depth)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=float(rate)) for rate in rates
+        )
+        self.norm = nn.LayerNorm(width)
+        self.apply(_initialise)
+
+    @classmethod
+    def of_size(cls, size, **options):
+        """A SiT of size "xs", "ti", "s" or "b"; options overrule."""
+        if size not in SIZES:
+            raise CremaError(f"unknown size {size!r}: known are {', '.join(SIZES)}")
+        return cls(**{**SIZES[size], **options})
+
+    def patchify(self, signal):
+        """(batch, leads, samples) -> (batch, patches, leads * patch)."""
+        batch, leads, samples = signal.shape
+        return signal.view(batch, leads, samples // self.patch, self.patch).transpose(1, 2).reshape(batch, -1, leads * self.patch)
+
+    def unpatchify(self, patches):
+        """(batch, patches, leads * patch) -> (batch, leads, samples)."""
+        batch, n, _ = patches.shape
+        return patches.view(batch, n, len(self.leads), self.patch).transpose(1, 2).reshape(batch, len(self.leads), n * self.patch)
+
+    def normalise(self, signal, lead_mask=None):
+        """mV -> units of `scale`, leads that are not there set to zero whatever they held."""
+        signal = signal / self.scale[:, None]
+        return signal if lead_mask is None else signal * lead_mask[..., None]
+
+    def check(self, signal):
+        """Raise CremaError unless the signal (batch, leads, samples) fits this configuration."""
+        if signal.ndim != 3 or signal.shape[1] != len(self.leads):
+            raise CremaError(f"the signal has shape {tuple(signal.shape)}: this SiT takes (batch, {len(self.leads)}, samples)")
+        if signal.shape[2] % self.patch or not 0 < signal.shape[2] <= self.n_patches * self.patch:
+            raise CremaError(
+                f"{signal.shape[2]} samples do not fit: this SiT takes multiples of {self.patch} up to {self.n_patches * self.patch}"
+                f" ({self.seconds} s at {self.fs} Hz)"
+            )
+
+    def forward(self, signal, lead_mask=None, visible=None, layers=None):
+        """Tokens of a batch.
+
+        Args:
+            signal: float (batch, leads, samples), mV; samples a multiple of `patch`, at most fs * seconds.
+            lead_mask: bool (batch, leads) or None for all leads there.
+            visible: int64 (batch, k), the patches to encode, or None for all; hidden patches never enter a block.
+            layers: None, or a list of block numbers (0-based) whose outputs are wanted.
+
+        Returns:
+            float (batch, tokens, width) after the last norm (the first token is CLS where there is one); with `layers` a list of
+            such tensors, each through the last norm.
+        """
+        self.check(signal)
+        tokens = self.patchify(self.normalise(signal, lead_mask))
+        positions = self.positions[: tokens.shape[1]]
+        if visible is None:
+            tokens = self.stem(tokens) + positions
+        else:
+            tokens = self.stem(tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[2]))) + positions[visible]
+        if lead_mask is not None:
+            tokens = tokens + ((~lead_mask).to(tokens.dtype) @ self.missing)[:, None]
+        if self.cls is not None:
+            tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if layers is not None and i in layers:
+                outputs.append(self.norm(tokens))
+        return self.norm(tokens) if layers is None else outputs
+
+    def pool(self, tokens):
+        """Mean over the patch tokens: (batch, tokens, width) -> (batch, width)."""
+        return tokens[:, self.cls is not None :].mean(dim=1)
+
+    @property
+    def readouts(self):
+        """Names that `features` knows."""
+        return ("mean", "layers", "cls") if self.cls is not None else ("mean", "layers")
+
+    def features(self, signal, lead_mask=None, readout="mean"):
+        """One vector a record.
+
+        Args:
+            readout: "mean" of the patch tokens, the "cls" token, or "layers": the means of the last four blocks side by side.
+
+        Returns:
+            float (batch, width), or (batch, 4 * width) for "layers" (fewer where the SiT has fewer blocks).
+        """
+        if readout not in self.readouts:
+            raise CremaError(f"unknown readout {readout!r} for this SiT: known are {', '.join(self.readouts)}")
+        if readout == "layers":
+            last = range(max(0, len(self.blocks) - 4), len(self.blocks))
+            return torch.cat([self.pool(tokens) for tokens in self(signal, lead_mask, layers=last)], dim=1)
+        tokens = self(signal, lead_mask)
+        return self.pool(tokens) if readout == "mean" else tokens[:, 0]
+
+    @torch.no_grad()
+    def attention(self, signal, lead_mask=None):
+        """Attention weights of every block for a batch: float (depth, batch, heads, tokens, tokens); rows sum to 1."""
+        maps = []
+
+        def record(attn, inputs, _):
+            q, k, _ = attn.qkv(inputs[0]).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            maps.append((attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(dim=-1))
+
+        hooks = [block.attn.register_forward_hook(record) for block in self.blocks]
+        try:
+            self(signal, lead_mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(maps)
+
+    @torch.inference_mode()
+    def embed(self, signal, fs, leads=LEADS, unit="mV", readout="mean", batch_size=256):
+        """Embed plain arrays of any rate, unit and lead order.
+
+        Args:
+            signal: array (leads, samples) or (records, leads, samples).
+            fs: its sampling rate, Hz. leads: its lead names, any order and spelling; missing limb leads are derived, other missing
+                leads masked. unit: V, mV, uV or nV.
+            readout: see `features`.
+
+        Returns:
+            float32 array (records, features). Longer recordings are cut to the middle `seconds`, shorter ones padded with zeros,
+            exactly as `prepare` does.
+
+        Raises:
+            CremaError: unknown unit, rate that is not positive, NaN, no known lead.
+        """
+        signal = np.asarray(signal, dtype=np.float32)
+        signal = signal[None] if signal.ndim == 2 else signal
+        if unit not in MV_PER_UNIT:
+            raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
+        if not fs or fs <= 0:
+            raise CremaError(f"the sampling rate must be positive, not {fs}")
+        if not np.isfinite(signal).all():
+            raise CremaError("the signal holds NaN or infinite values: fill or cut them first")
+        ordered = [to_canonical(record * np.float32(MV_PER_UNIT[unit]), leads) for record in signal]
+        pick = [LEADS.index(lead) for lead in self.leads]
+        ready = condition(np.stack([record for record, _ in ordered]), fs, fs_out=self.fs, band=self.band)
+        ready = torch.from_numpy(crop_or_pad(ready, self.n_patches * self.patch)[0][:, pick])
+        mask = torch.from_numpy(np.stack([present for _, present in ordered])[:, pick])
+        device, training = self.scale.device, self.training
+        self.eval()
+        parts = [
+            self.features(ready[i : i + batch_size].to(device), mask[i : i + batch_size].to(device), readout).cpu()
+            for i in range(0, len(ready), batch_size)
+        ]
+        self.train(training)
+        return torch.cat(parts).numpy()
+
+
+def _initialise(module):
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,121 @@
+"""EcgStore: every recording of a data set in one memory-mapped int16 array plus one table.
+
+On disk, a folder:
+    signals.i16     int16, little-endian, shape (records, 12, samples), 1 uV per step (so +-32.7 mV), leads in canonical order
+    table.parquet   one row a record, columns `COLUMNS`
+    store.json      sampling rate, seconds, leads, filter band, SHA-256 of signals.i16, source, versions
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .errors import CremaError
+from .leads import LEADS
+
+MV_PER_STEP = 0.001
+TRAIN, VALID, TEST = tuple(range(1, 9)), (9,), (10,)  # folds: pretrain and train, choose, read once for a table
+COLUMNS = {
+    "record": "str",  # name inside its source
+    "patient": "str",  # identifier; the record's own name where the source has none
+    "source": "str",  # data set the record comes from
+    "fold": "int64",  # 1 to 10, split by patient
+    "age": "float64",  # years, NaN unknown
+    "sex": "str",  # F, M or empty
+    "device": "str",
+    "site": "str",
+    "labels": "str",  # codes joined by ';'
+    "lead_mask": "int64",  # bit i set: lead i of the canonical order is there
+    "valid": "int64",  # samples before padding
+    "quality": "str",  # flags joined by ';', empty: nothing found
+}
+
+
+class StoreWriter:
+    """Writes a store beside its final place and moves it there whole, so that a half-written store never exists."""
+
+    def __init__(self, path, *, fs, seconds, **meta):
+        self.path, self.meta = Path(path), {"fs": fs, "seconds": seconds, "leads": LEADS, **meta}
+        self.samples = round(fs * seconds)
+        self.part = self.path.with_name(self.path.name + ".part")
+        if self.part.exists():
+            shutil.rmtree(self.part)
+        self.part.mkdir(parents=True)
+        self.file = open(self.part / "signals.i16", "wb")
+        self.hash, self.rows = hashlib.sha256(), []
+
+    def append(self, signals, rows):
+        """Add records: int16 (n, 12, samples) in steps of 1 uV, and n dicts with the keys of `COLUMNS`."""
+        signals = np.ascontiguousarray(signals, dtype="<i2")
+        if signals.shape[1:] != (12, self.samples) or len(rows) != len(signals):
+            raise CremaError(f"{len(rows)} rows do not fit signals of shape {signals.shape}: expected (n, 12, {self.samples})")
+        self.file.write(signals.data)
+        self.hash.update(signals.data)
+        self.rows += rows
+
+    def close(self):
+        """Finish and return the opened `EcgStore`; a store that lay there before is replaced."""
+        self.file.close()
+        table = pd.DataFrame(self.rows, columns=list(COLUMNS)).astype(COLUMNS)
+        table.to_parquet(self.part / "table.parquet", index=False)
+        meta = {**self.meta, "records": len(table), "sha256": self.hash.hexdigest()}
+        (self.part / "store.json").write_text(json.dumps(meta, indent=1) + "\n")
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.part.rename(self.path)
+        return EcgStore(self.path)
+
+    def discard(self):
+        self.file.close()
+        shutil.rmtree(self.part, ignore_errors=True)
+
+
+class EcgStore:
+    """A prepared data set, open for reading.
+
+    Attributes:
+        signals: int16 memory map (records, 12, samples), uV.
+        table: DataFrame with `COLUMNS`.
+        meta: dict of store.json (`fs` in Hz, `seconds`, `band` in Hz, `sha256`, ...).
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self.meta = json.loads((self.path / "store.json").read_text())
+            self.table = pd.read_parquet(self.path / "table.parquet")
+        except (OSError, ValueError) as error:
+            raise CremaError(f"{self.path} is not a prepared data set (no readable store.json and table.parquet): {error}") from None
+        self.fs, self.seconds = self.meta["fs"], self.meta["seconds"]
+        shape = (len(self.table), 12, round(self.fs * self.seconds))
+        found, needed = (self.path / "signals.i16").stat().st_size, 2 * shape[0] * shape[1] * shape[2]
+        if found != needed:
+            raise CremaError(f"{self.path}/signals.i16 has {found} bytes where its table needs {needed}: prepare the data set again")
+        if not len(self.table):
+            raise CremaError(f"{self.path} holds no record")
+        self.signals = np.memmap(self.path / "signals.i16", dtype="<i2", mode="r", shape=shape)
+        bits = self.table["lead_mask"].to_numpy()[:, None] >> np.arange(12)
+        self.lead_mask = (bits & 1).astype(bool)
+
+    def __len__(self):
+        return len(self.table)
+
+    def read(self, rows, device="cpu"):
+        """Signals of some rows as a float32 tensor (n, 12, samples) in mV."""
+        picked = torch.from_numpy(self.signals[np.asarray(rows)])
+        return picked.to(device, non_blocking=True).to(torch.float32).mul_(MV_PER_STEP)
+
+    def rows(self, folds):
+        """Row numbers of the records in the given folds, in table order."""
+        return np.flatnonzero(self.table["fold"].isin(list(folds)))
+
+
+def to_steps(signal_mv):
+    """mV to int16 steps of 1 uV; returns (int16 array, bool: some value lay beyond +-32.767 mV)."""
+    steps = np.rint(np.asarray(signal_mv) / MV_PER_STEP)
+    return np.clip(steps, -32767, 32767).astype("<i2"), bool((np.abs(steps) > 32767).any())

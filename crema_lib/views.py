@@ -1,0 +1,66 @@
+"""Views of a batch: augmentations, random leads, random masks. All batched, on the device of the batch, from torch's own generator."""
+
+import torch
+
+from .errors import CremaError
+
+
+def random_mask(batch, patches, ratio, device="cpu"):
+    """Uniform random masks with the same number of visible patches in each record (He et al. 2022, arXiv 2111.06377).
+
+    Args:
+        batch: records. patches: patches a record. ratio: share hidden, 0 <= ratio < 1.
+
+    Returns:
+        (visible, hidden): int64 indices (batch, n_visible) and (batch, n_hidden), each row ascending; n_hidden = round(ratio * patches),
+        at least one patch stays visible.
+    """
+    if not 0 <= ratio < 1:
+        raise CremaError(f"mask ratio {ratio} is outside 0 <= ratio < 1")
+    n_hidden = min(round(ratio * patches), patches - 1)
+    order = torch.rand(batch, patches, device=device).argsort(dim=1)
+    return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
+
+
+def shift(signal, samples=None):
+    """Roll each record in time by its own random number of samples (circular, at most the whole length).
+
+    A rhythm strip has no preferred start; the seam costs one unnatural beat. signal: (batch, leads, samples).
+    """
+    batch, _, length = signal.shape
+    by = torch.randint(0, samples or length, (batch, 1), device=signal.device)
+    index = (torch.arange(length, device=signal.device) + by) % length
+    return signal.gather(2, index[:, None].expand_as(signal))
+
+
+def gain(signal, spread=0.2):
+    """Multiply each record by exp(spread * N(0, 1)): electrode contact and body habitus scale all leads alike."""
+    return signal * torch.exp(spread * torch.randn(len(signal), 1, 1, device=signal.device))
+
+
+def noise(signal, level=0.05, fs=100):
+    """Add white noise and baseline wander, each with a random level per record and lead up to `level` mV (root mean square).
+
+    Wander is one sinusoid a lead at 0.05-0.5 Hz, the band of breathing and movement.
+    """
+    batch, leads, length = signal.shape
+    draw = lambda low, high: low + (high - low) * torch.rand(batch, leads, 1, device=signal.device)  # noqa: E731
+    time = torch.arange(length, device=signal.device) / fs
+    wander = draw(0, level) * 2**0.5 * torch.sin(2 * torch.pi * (draw(0.05, 0.5) * time + draw(0, 1)))
+    return signal + wander + draw(0, level) * torch.randn_like(signal)
+
+
+def drop_leads(lead_mask, probability=0.5):
+    """Random lead masking (Oh et al. 2022, PMLR 174): with `probability` a record keeps a random subset of its leads.
+
+    Args:
+        lead_mask: bool (batch, leads), leads that are there.
+
+    Returns:
+        bool (batch, leads): a subset of it with at least one lead; the share kept is uniform.
+    """
+    score = torch.rand(lead_mask.shape, device=lead_mask.device).masked_fill(~lead_mask, -1)
+    share = torch.rand(len(lead_mask), 1, device=lead_mask.device)
+    kept = lead_mask & ((score >= 1 - share) | (score == score.amax(dim=1, keepdim=True)))
+    chosen = torch.rand(len(lead_mask), 1, device=lead_mask.device) < probability
+    return torch.where(chosen, kept, lead_mask)

@@ -1,0 +1,78 @@
+"""The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
+
+import pytest
+
+from crema_lib import __main__ as cli
+from crema_lib import bookbuild
+from crema_lib.errors import CremaError
+
+
+def test_help_needs_no_torch(python):
+    done = python("-X", "importtime", "-m", "crema_lib", "book", "--help")
+    assert done.returncode == 0
+    assert "--profile" in done.stdout
+    assert "argparse" in done.stderr
+    assert "torch" not in done.stderr
+    assert "numpy" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "list"], ["data", "fetch"], ["data", "verify"], ["data", "prepare"], ["book"]])
+def test_every_command_explains_itself(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--help"])
+    assert stop.value.code == 0
+    assert "usage: crema_lib" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["boook"], ["data"], ["data", "fetch"], ["book", "--profil"]])
+def test_wrong_usage_is_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["book", "--profile", "quik"], "no profile quik"),
+        (["book", "--only", "99"], "no chapter 99"),
+        (["book", "-p", "sede=3"], "unknown parameter sede (did you mean seed?)"),
+        (["book", "-p", "seed=three"], "parameter seed must be a whole number"),
+        (["book", "-p", "seed"], "-p seed is no name=value"),
+        (["data", "verify", "no-such-set"], "no-such-set"),
+        (["data", "prepare", "no-such-set"], "no-such-set"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_status_1(words, sentence, capsys):
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_list_names_the_sets(capsys):
+    assert cli.main(["data", "list"]) == 0
+    assert "ptb-xl" in capsys.readouterr().out
+
+
+def test_options_that_are_not_given_stay_with_the_function(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(bookbuild, "build", lambda **options: calls.append(options) or "there")
+    assert cli.main(["book", "--only", "03", "04", "-p", "seed=1", "-p", "lr=1e-4", "--no-render"]) == 0
+    assert calls == [{"profile": "quick", "only": ["03", "04"], "overrides": ["seed=1", "lr=1e-4"], "out": "_build", "render_pages": False}]
+    assert capsys.readouterr().out == "there\n"
+    monkeypatch.setattr("crema_lib.prepare.prepare", lambda name, **options: calls.append((name, options)) or "done")
+    assert cli.main(["data", "prepare", "x", "--source", "d", "--limit", "5"]) == 0
+    assert calls[-1] == ("x", {"source": "d", "fs": 100, "seconds": 10, "limit": 5})
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (CremaError("x"), 1)])
+def test_exit_status(error, status, monkeypatch, capsys):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(bookbuild, "build", fail)
+    assert cli.main(["book"]) == status
+    assert "Traceback" not in capsys.readouterr().err
