@@ -147,7 +147,9 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
                 "seconds": now - began,
             }
             if not math.isfinite(entry["loss"]):
-                raise CremaError(f"the loss is {entry['loss']} within steps {step - count + 1} to {step}: lower lr; the last checkpoint is kept")
+                raise CremaError(
+                    f"the loss is {entry['loss']} within steps {step - count + 1} to {step}: lower lr; the last checkpoint is kept"
+                )
             sums, since = {}, now
             entries.append(entry)
             bar.set_postfix({name: f"{entry[name]:.3f}" for name in losses})

@@ -19,7 +19,7 @@ TASKS = ("all", "diag", "sub", "super", "form", "rhythm")
 
 @cache
 def statements():
-    """The 71 SCP-ECG statements of PTB-XL: index code, columns description, diagnostic, form, rhythm, diagnostic_class, diagnostic_subclass."""
+    """The 71 SCP-ECG statements of PTB-XL, index `code`: description, diagnostic, form, rhythm (0 or 1), diagnostic_class and _subclass."""
     return pd.read_csv(Path(__file__).with_name("scp_statements.csv"), index_col="code", keep_default_na=False)
 
 

@@ -33,25 +33,18 @@ def auroc(targets, scores, weights=None):
     """
     targets, scores = _check(targets, scores)
     counts = np.ones((1, len(scores))) if weights is None else np.asarray(weights)
-    counts = torch.as_tensor(counts, dtype=torch.float64)
+    counts = torch.as_tensor(counts, dtype=torch.float32)  # whole numbers below 2^24: exact
     result = torch.empty(len(counts), targets.shape[1], dtype=torch.float64)
     for label in range(targets.shape[1]):
         order = np.argsort(scores[:, label], kind="stable")
-        ordered = scores[order, label]
-        first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # start of each group of tied scores
-        group = torch.from_numpy(np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(ordered)])))
-        positive = torch.from_numpy(targets[order, label])
-        sorted_counts = counts[:, torch.from_numpy(order)]
-        negatives = sorted_counts * ~positive
-        below = negatives.cumsum(1)
-        if len(first) == len(ordered):
-            below = below - negatives / 2  # a positive's own tie group holds no negative, so this is exact
-        else:
-            tied = torch.zeros(len(counts), len(first), dtype=torch.float64).index_add_(1, group, negatives)
-            below = (tied.cumsum(1) - tied / 2)[:, group]
-        hits = sorted_counts * positive
-        pairs = hits.sum(1) * negatives.sum(1)
-        result[:, label] = torch.where(pairs > 0, (hits * below).sum(1) / pairs, torch.nan)
+        ordered, positive = scores[order, label], targets[order, label]
+        drawn = counts[:, torch.from_numpy(order)]
+        below = torch.nn.functional.pad((drawn * torch.from_numpy(~positive)).cumsum(1), (1, 0))  # negatives among the first k
+        hits = drawn[:, torch.from_numpy(np.flatnonzero(positive))]
+        lower, upper = (torch.from_numpy(np.searchsorted(ordered, ordered[positive], side)) for side in ("left", "right"))
+        won = (hits * (below[:, lower] + below[:, upper]) / 2).sum(1, dtype=torch.float64)
+        pairs = hits.sum(1, dtype=torch.float64) * below[:, -1]
+        result[:, label] = torch.where(pairs > 0, won / pairs, torch.nan)
     return result[0].numpy() if weights is None else result.numpy()
 
 

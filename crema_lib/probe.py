@@ -55,7 +55,13 @@ class LinearProbe:
         x = torch.as_tensor(features, dtype=torch.float32)
         y = torch.as_tensor(targets, dtype=torch.float32)
         if start is not None:
-            self.mean, self.deviation, self.axes, self.variances, x = start.mean, start.deviation, start.axes, start.variances, start.rotated
+            self.mean, self.deviation, self.axes, self.variances, x = (
+                start.mean,
+                start.deviation,
+                start.axes,
+                start.variances,
+                start.rotated,
+            )
         else:
             self.mean, self.deviation = x.mean(0), x.std(0).clamp(min=1e-6)
             x = (x - self.mean) / self.deviation

@@ -9,6 +9,8 @@ The wave tables below are ours: set by hand to the textbook pattern of each diag
 PTB-XL folds 1-8. Labels are PTB-XL's SCP codes, and name what was simulated: there is no label noise.
 """
 
+from numbers import Integral, Real
+
 import numpy as np
 import pandas as pd
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
@@ -20,12 +22,20 @@ VERSION = 1  # raise it whenever the bytes change, so that stores on disk are wr
 BAND = (0.5, 40.0)  # Hz
 CHUNK = 128  # records at a time: the arrays of one chunk stay in cache
 PAD = 0.5  # s simulated before and after the record, and cut off: filters wrap around at the ends
-LEAD_IN = 2.5  # s between the first heart beat and the record
+LEAD_IN = 4.0  # s between the first heart beat and the record
 SITES = ("health check", "outpatient", "emergency")
 
-DOWER = np.array(  # rows I II V1-V6
-    [[0.632, -0.235, 0.059], [0.235, 1.066, -0.132], [-0.515, 0.157, -0.917], [0.044, 0.164, -1.387]]
-    + [[0.882, 0.098, -1.277], [1.213, 0.127, -0.601], [1.125, 0.127, -0.086], [0.831, 0.076, 0.230]]
+DOWER = np.array(
+    [
+        (0.632, -0.235, 0.059),  # I
+        (0.235, 1.066, -0.132),  # II
+        (-0.515, 0.157, -0.917),  # V1
+        (0.044, 0.164, -1.387),
+        (0.882, 0.098, -1.277),
+        (1.213, 0.127, -0.601),
+        (1.125, 0.127, -0.086),
+        (0.831, 0.076, 0.230),  # V6
+    ]
 )
 ELECTRODES = np.zeros((8, 9))  # the same leads from the electrodes RA LA LL V1-V6; chest leads against Wilson's terminal
 ELECTRODES[0, [0, 1]], ELECTRODES[1, [0, 2]] = (-1, 1), (-1, 1)
@@ -42,8 +52,8 @@ NORMAL = np.array(
         (-150, 17, 0.03, 0.07, -0.04),  # right atrium
         (-120, 18, 0.06, 0.06, 0.03),  # left atrium
         (-15, 9.5, -0.05, -0.05, -0.40),  # septum
-        (-2, 10, 1.42, 0.54, 0.12),  # apex and free wall
-        (11, 10.5, -0.14, 0.08, 0.76),  # base
+        (-2, 10, 1.40, 0.52, 0.12),  # apex and free wall
+        (11, 10.5, -0.12, 0.08, 0.72),  # base
         (30, 10.5, -0.10, -0.03, 0.04),  # outflow tracts
         (110, 45, 0.01, 0.00, -0.05),
         (215, 55, 0.08, 0.03, -0.13),
@@ -52,39 +62,48 @@ NORMAL = np.array(
 )
 # A finding adds its table, times a severity, to the normal beat; waves that it leaves alone are not listed.
 FINDINGS = {
-    "ASMI": {"Q": (-4, 2, 0.10, 0.05, 0.50), "R": (0, 0, -0.40, -0.15, 0.35), "ST": (0, 0, 0.02, 0, -0.08), "T2": (0, 0, -0.16, -0.05, 0.20)},
-    "AMI": {"Q": (-4, 3, -0.25, 0, 0.45), "R": (0, 0, -0.55, -0.05, 0.35), "ST": (0, 0, 0.07, 0, -0.09), "T2": (8, 0, -0.32, -0.05, 0.26)},
-    "ALMI": {"Q": (-5, 3, -0.45, 0.05, 0.25), "R": (0, 0, -0.65, 0, 0.20), "ST": (0, 0, 0.10, -0.02, -0.05), "T2": (5, 0, -0.40, 0, 0.14)},
-    "IMI": {"Q": (-8, 4, 0, -0.55, 0.02), "R": (0, 0, -0.05, -0.55, 0.05), "ST": (0, 0, -0.02, 0.05, 0.01), "T2": (8, 0, -0.06, -0.22, 0)},
-    "ILMI": {"Q": (-8, 4, -0.28, -0.45, 0), "R": (0, 0, -0.35, -0.45, 0.1), "ST": (0, 0, 0.05, 0.06, 0), "T2": (8, 0, -0.30, -0.26, 0)},
-    "NDT": {"T1": (0, 0, -0.06, -0.02, 0.06), "T2": (0, 0, -0.17, -0.10, 0.07)},
-    "NST_": {"ST": (0, 5, -0.07, -0.05, 0.04), "T1": (0, 0, -0.06, -0.03, 0.04), "T2": (0, 0, -0.09, -0.06, 0.02)},
-    "ISC_": {"ST": (0, 8, -0.11, -0.07, 0.06), "T1": (0, 0, -0.14, -0.06, 0.08), "T2": (0, 0, -0.30, -0.16, 0.10)},
-    "ISCAL": {"ST": (0, 5, -0.12, -0.02, 0.09), "T1": (0, 0, -0.10, -0.02, 0.08), "T2": (10, 0, -0.46, -0.08, 0.28)},
-    "ISCIN": {"ST": (0, 5, 0, -0.11, 0.02), "T1": (0, 0, -0.02, -0.09, 0), "T2": (5, 0, -0.05, -0.32, 0)},
-    "CRBBB": {"S": (0, 0, 0, -0.10, -0.70), "L": (18, 8, -0.32, -0.05, -0.62), "T1": (0, 0, 0.02, 0, 0.15), "T2": (10, 0, 0, -0.02, 0.19)},
-    "IRBBB": {"S": (0, 0, 0, 0, -0.30), "L": (5, 2, -0.12, -0.03, -0.40), "T2": (0, 0, 0, 0, 0.05)},
+    "ASMI": {
+        "Q": (-4, 2, 0.10, 0.05, 0.50),
+        "R": (0, 0, -0.40, -0.15, 0.35),
+        "ST": (0, 0, 0.02, 0, -0.08),
+        "T2": (0, 0, -0.16, -0.05, 0.20),
+    },
+    "AMI": {"Q": (-4, 3, -0.14, 0, 0.38), "R": (0, 0, -0.40, -0.05, 0.32), "ST": (0, 0, 0.05, 0, -0.08), "T2": (8, 0, -0.25, -0.05, 0.20)},
+    "ALMI": {"Q": (-5, 3, -0.32, 0, 0.22), "R": (0, 0, -0.65, -0.30, 0.20), "ST": (0, 0, 0.06, -0.01, -0.03), "T2": (5, 0, -0.32, 0, 0.08)},
+    "IMI": {"Q": (-8, 4, 0, -0.28, 0.02), "R": (0, 0, -0.05, -0.42, 0.05), "ST": (0, 0, -0.02, 0.03, 0.01), "T2": (8, 0, -0.06, -0.17, 0)},
+    "ILMI": {"Q": (-8, 4, -0.20, -0.27, 0), "R": (0, 0, -0.40, -0.36, 0.1), "ST": (0, 0, 0.03, 0.03, 0), "T2": (8, 0, -0.28, -0.16, 0)},
+    "NDT": {"T1": (0, 0, -0.06, -0.02, 0.06), "T2": (0, 0, -0.20, -0.08, 0.08)},
+    "NST_": {"ST": (0, 5, -0.07, -0.05, 0.04), "T1": (0, 0, -0.06, -0.03, 0.04), "T2": (0, 0, -0.10, -0.05, 0.02)},
+    "ISC_": {"ST": (0, 8, -0.10, -0.06, 0.05), "T1": (0, 0, -0.12, -0.05, 0.07), "T2": (0, 0, -0.28, -0.12, 0.09)},
+    "ISCAL": {"ST": (0, 5, -0.10, -0.02, 0.06), "T1": (0, 0, -0.10, -0.02, 0.06), "T2": (10, 0, -0.43, -0.07, 0.18)},
+    "ISCIN": {"ST": (0, 5, 0, -0.08, 0.02), "T1": (0, 0, -0.02, -0.06, 0), "T2": (5, 0, -0.05, -0.22, 0)},
+    "CRBBB": {"S": (0, 0, 0, -0.10, -0.70), "L": (20, 8, -0.35, -0.05, -0.58), "T1": (0, 0, 0.02, 0, 0.15), "T2": (10, 0, 0, -0.02, 0.19)},
+    "IRBBB": {"S": (0, 0, 0, 0, -0.30), "L": (8, 1, -0.16, -0.03, -0.34), "T2": (0, 0, 0, 0, 0.06)},
     "CLBBB": {
-        "Q": (-17, 9, 0.75, 0.25, 0.58),
-        "R": (-2, 9, -1.10, -0.45, 0.80),
-        "S": (18, 10, 0.65, 0.05, 0.15),
-        "L": (28, 10, 0.22, -0.10, 0.40),
-        "ST": (40, 12, -0.12, -0.04, -0.17),
-        "T1": (15, 5, -0.24, -0.10, -0.22),
-        "T2": (30, 4, -0.42, -0.20, -0.28),
+        "Q": (-17, 6, 0.50, 0.20, 0.45),
+        "R": (2, 9, -1.22, -0.24, 1.13),
+        "S": (14, 9, 0.69, 0.07, 0.49),
+        "L": (28, 9, 0.20, -0.12, 0.21),
+        "ST": (40, 12, -0.08, -0.04, -0.10),
+        "T1": (15, 5, -0.16, -0.07, -0.18),
+        "T2": (25, 4, -0.36, -0.14, -0.26),
     },
     "IVCD": {"Q": (-8, 4, 0, 0, 0.05), "R": (-6, 5, -0.25, -0.10, 0), "S": (8, 6, 0.15, -0.05, -0.10), "L": (14, 6, 0.05, -0.08, 0.12)},
-    "LAFB": {"Q": (0, 0, 0, 0.14, 0), "R": (0, 0, 0.05, -0.45, 0), "S": (2, 1, 0.15, -0.85, -0.05), "L": (0, 1, 0.05, -0.28, 0)},
-    "LVH": {"Q": (0, 0, -0.08, 0, -0.10), "R": (0, 1, 0.75, 0.25, 0.30), "S": (1, 1.5, 0.25, 0.10, 0.55), "ST": (0, 0, -0.03, -0.01, -0.03)},
+    "LAFB": {"Q": (0, 0, 0, 0.14, 0), "R": (0, 0, 0.05, -0.36, 0), "S": (2, 1, 0.10, -0.62, 0.05), "L": (0, 1, -0.05, -0.20, 0)},
+    "LVH": {
+        "Q": (0, 0, -0.08, 0, -0.10),
+        "R": (0, 1, 0.75, 0.25, 0.30),
+        "S": (1, 1.5, 0.25, 0.10, 0.45),
+        "ST": (0, 0, -0.03, -0.01, -0.03),
+    },
     "RVH": {
         "P1": (0, 0, -0.01, 0.06, -0.02),
-        "Q": (0, 0, 0, 0, -0.12),
-        "R": (0, 0, -0.60, 0.05, -0.15),
-        "S": (0, 0, -0.50, 0.10, -1.30),
-        "L": (4, 3, -0.42, -0.02, -0.38),
+        "R": (0, 0, -0.60, -0.20, -0.05),
+        "S": (2, 0, -0.45, 0, -0.90),
+        "L": (2, 3, -0.42, 0, -0.50),
         "ST": (0, 0, 0, -0.03, 0.06),
         "T1": (0, 0, 0, 0, 0.12),
-        "T2": (0, 0, -0.04, -0.05, 0.24),
+        "T2": (0, 0, -0.04, -0.05, 0.22),
     },
     "LAO/LAE": {"P1": (-8, 0, 0, 0, 0), "P2": (14, 4, 0.05, 0.02, 0.09)},
 }
@@ -92,12 +111,12 @@ DELTA = {code: np.array([table.get(wave, (0,) * 5) for wave in WAVES]) for code,
 
 # Groups of which a patient has at most one member: frequency by site at the age of 58, spread of the severity, share of each member.
 GROUPS = (  # in this order: what comes first decides on what follows
-    ((0.05, 0.13, 0.15), 0.12, {"IRBBB": 0.32, "IVCD": 0.22, "CRBBB": 0.22, "CLBBB": 0.24}),
-    ((0.02, 0.08, 0.09), 0.25, {"LAFB": 1.0}),
+    ((0.05, 0.14, 0.16), 0.12, {"IRBBB": 0.32, "IVCD": 0.22, "CRBBB": 0.22, "CLBBB": 0.24}),
+    ((0.025, 0.09, 0.10), 0.25, {"LAFB": 1.0}),
     ((0.015, 0.055, 0.06), 0.0, {"1AVB": 1.0}),
     ((0.03, 0.14, 0.14), 0.30, {"LVH": 0.86, "RVH": 0.14}),
     ((0.005, 0.025, 0.025), 0.25, {"LAO/LAE": 1.0}),
-    ((0.07, 0.26, 0.34), 0.30, {"IMI": 0.40, "ASMI": 0.40, "ILMI": 0.08, "AMI": 0.06, "ALMI": 0.06}),
+    ((0.08, 0.30, 0.40), 0.30, {"IMI": 0.40, "ASMI": 0.40, "ILMI": 0.08, "AMI": 0.06, "ALMI": 0.06}),
     ((0.10, 0.22, 0.27), 0.30, {"NDT": 0.35, "NST_": 0.20, "ISC_": 0.20, "ISCAL": 0.15, "ISCIN": 0.10}),
 )
 # Rhythms by site; the rest is sinus rhythm (SR). Ectopic beats come with any of them except that PAC needs a sinus node in command.
@@ -117,7 +136,7 @@ def simulate(n, *, seed=0, fs=100, seconds=10):
     """Simulate n recordings of patients who have one to four each.
 
     Args:
-        n: number of recordings; seed: non-negative integer; fs: sampling rate in Hz, at least 100; seconds: length, at least 2.
+        n: number of recordings; seed: non-negative integer; fs: sampling rate in Hz, at least 100; seconds: length, at least 5.
 
     Returns:
         (signals, table): int16 (n, 12, fs * seconds) in steps of 1 uV, and a DataFrame with `store.COLUMNS`.
@@ -136,7 +155,7 @@ def simulate(n, *, seed=0, fs=100, seconds=10):
 def simulated_store(path, n, *, seed=0, fs=100, seconds=10):
     """The same recordings as an `EcgStore` at path: opened if it is there and was made with these arguments, else written."""
     _check(n, seed, fs, seconds)
-    made = {"version": VERSION, "n": n, "seed": seed}
+    made = {"version": VERSION, "n": int(n), "seed": int(seed)}
     try:
         store = EcgStore(path)
         if store.meta.get("simulator") == made and (store.fs, store.seconds) == (fs, seconds):
@@ -156,9 +175,16 @@ def simulated_store(path, n, *, seed=0, fs=100, seconds=10):
 
 def _check(n, seed, fs, seconds):
     """Raise CremaError for what cannot be simulated."""
-    for name, value, least in (("n", n, 1), ("seed", seed, 0), ("fs", fs, 100), ("seconds", seconds, 2)):
-        if not value >= least:
-            raise CremaError(f"cannot simulate with {name}={value}: give at least {least}")
+    for name, value, kind, least in (
+        ("n", n, Integral, 1),
+        ("seed", seed, Integral, 0),
+        ("fs", fs, Real, 100),
+        ("seconds", seconds, Real, 5),
+    ):
+        if not isinstance(value, kind) or not least <= value < np.inf:
+            raise CremaError(
+                f"cannot simulate with {name}={value!r}: give {'an integer' if kind is Integral else 'a number'} of at least {least}"
+            )
 
 
 def _chunks(traits, seed, fs, seconds):
@@ -215,23 +241,29 @@ def _population(n, seed, samples):
     hr = np.clip(70 + 3 * ~male + traits(8, 4), 61, 98)
     hr = np.select(
         [rhythm == "SARRH", rhythm == "SBRAD", rhythm == "STACH", rhythm == "AFIB"],
-        [hr - 5, 58 - rng.gamma(2, 2.5, n).clip(0, 16), 103 + rng.gamma(2, 7, n).clip(0, 45), np.clip(88 * np.exp(traits(0.2, 0.1)), 50, 150)],
+        [
+            hr - 5,
+            58 - rng.gamma(2, 2.5, n).clip(0, 16),
+            103 + rng.gamma(2, 7, n).clip(0, 45),
+            np.clip(88 * np.exp(traits(0.2, 0.1)), 50, 150),
+        ],
         hr,
     )
     pr = np.clip(158 - 0.3 * (hr - 70) + traits(14, 4), 116, 192)
     pr = np.where(severity["1AVB"] > 0, 215 + rng.gamma(2, 20, people)[patient].clip(0, 90), pr)
     device = (rng.random(n)[:, None] > np.cumsum(np.array([d[-1] for d in DEVICES.values()]).T[site], axis=1)[:, :-1]).sum(axis=1)
+    size = np.exp(traits(0.27, 0.03, 1))  # tall QRS and tall T go together
     made = {
         "rhythm": rhythm, "hr": hr, "pr": pr, "pvc": pvc, "pac": pac, "device": device, "site": site,
         "qtc": (395 + 10 * ~male + 0.1 * (age - 50) + traits(14, 4)) / 393,
         "findings": findings * np.exp(traits(0, 0.07, 1)),
-        "size": np.exp(traits(0.22, 0.03, 1)) * np.where(male, 1.05, 0.95)[:, None] * (1 - 0.002 * (age - 50))[:, None],
-        "t_size": np.exp(traits(0.30, 0.06, 1)) * np.where(male, 1.1, 0.85)[:, None],
+        "size": size * np.where(male, 1.1, 1.0)[:, None] * (1 - 0.002 * (age - 50))[:, None],
+        "t_size": np.sqrt(size) * np.exp(traits(0.24, 0.06, 1)) * np.where(male, 1.1, 0.85)[:, None],
         "p_size": np.exp(traits(0.25, 0.06, 1)),
         "width": np.exp(traits(0.06, 0.01, 1)) * np.where(male, 1.03, 0.98)[:, None],
         "jitter": traits(1, 0.3, len(WAVES), 3),
         # frontal, horizontal and sagittal turn of the heart; the axis moves to the left with age
-        "turn": np.deg2rad(traits(np.array([16, 16, 11]), 2.5, 3) - np.outer(0.25 * (age - 50), [1, 0, 0])),
+        "turn": np.deg2rad(traits(np.array([13, 14, 10]), 2.5, 3) - np.outer(0.25 * (age - 50), [1, 0, 0])),
         "leads": DOWER + traits(0.08, 0.02, 8, 3) * np.abs(DOWER).max(axis=1, keepdims=True),  # body shape, electrode positions
         "ectopic": traits(1, 0.1, 2, 3),
         "left_focus": (rng.random(people) < 0.5)[patient],
@@ -258,11 +290,11 @@ def _population(n, seed, samples):
     return pd.DataFrame(columns).astype(COLUMNS), made
 
 
-def _beats(traits, rng, seconds):
-    """R-peak times (n, beats) in s, kind of each beat (0 as the rhythm has it, 1 PAC, 2 PVC), and the flutter frequency (n,) in Hz."""
+def _beats(traits, rng, seconds, end):
+    """R-peak times (n, beats) in s to beyond `end`, kind of each beat (0 ordinary, 1 PAC, 2 PVC), and flutter frequency (n,) in Hz."""
     n, mean = len(traits["hr"]), 60 / traits["hr"][:, None]
     rhythm = traits["rhythm"][:, None]
-    count = int((seconds + 2 * PAD + LEAD_IN) / 0.33) + 3
+    count = int((end + PAD + LEAD_IN) / 0.33) + 3
     breath = np.sin(2 * np.pi * (rng.uniform(0.18, 0.3, (n, 1)) * mean * np.arange(count) + rng.random((n, 1))))
     depth = np.where(rhythm == "SARRH", rng.uniform(0.12, 0.2, (n, 1)), 0.8 / traits["hr"][:, None] * rng.random((n, 1)) * 2)
     sinus = mean * (1 + depth * breath + 0.008 * rng.standard_normal((n, count)))
@@ -296,7 +328,7 @@ def _waves(traits):
     waves[:, QRS, :2] *= traits["width"][:, :, None]
     waves[:, ATRIA, 0] -= traits["pr"][:, None] - 150
     waves[:, :, 2:] *= np.concatenate([traits[s] for s in ("p_size",) * 2 + ("size",) * 4 + ("t_size",) * 3], axis=1)[:, :, None]
-    spread = np.array([0.012] * 2 + [0.05, 0.10, 0.09, 0.05] + [0.010, 0.02, 0.03])[:, None]
+    spread = np.array([0.012] * 2 + [0.05, 0.10, 0.09, 0.05] + [0.010, 0.015, 0.025])[:, None]
     waves[:, :, 2:] += spread * traits["jitter"]
     vectors = waves[:, :, 2:]
     for angle, (i, j) in zip(traits["turn"].T[:, :, None], ((0, 1), (0, 2), (1, 2)), strict=True):
@@ -326,7 +358,7 @@ def _bumps(dt, table):
 def _dipole(traits, rng, t, seconds):
     """Dipole moment (n, 3, samples) in mV at times t (s)."""
     n, fs = len(traits["hr"]), 1 / (t[1] - t[0])
-    peaks, kind, flutter = _beats(traits, rng, seconds)
+    peaks, kind, flutter = _beats(traits, rng, seconds, t[-1])
     passed = np.zeros((n, len(t) + 1), dtype=np.int32)
     np.add.at(passed, (np.arange(n)[:, None], np.clip(np.ceil((peaks - t[0]) * fs), 0, len(t)).astype(int)), 1)
     last = passed[:, :-1].cumsum(axis=1) - 1  # the latest R peak at each sample
@@ -341,7 +373,9 @@ def _dipole(traits, rng, t, seconds):
 
     rr = np.diff(peaks, axis=1, prepend=peaks[:, :1] - 60 / traits["hr"][:, None])
     ahead = np.concatenate([rr[:, 1:], rr[:, -1:]], axis=1)
-    qt = traits["qtc"][:, None] * np.cbrt((0.6 * 60 / traits["hr"][:, None] + 0.4 * rr) / 0.87)  # Fridericia, with memory; 1 at 69 /min
+    qt = traits["qtc"][:, None] * np.cbrt(
+        (0.6 * np.median(rr, axis=1, keepdims=True) + 0.4 * rr) / 0.87
+    )  # Fridericia, with memory; 1 at 69 /min
     qt = np.minimum(qt, (ahead - 0.01) / 0.335)  # T ends before the next beat
     size = 1 + 0.05 * np.sin(2 * np.pi * (rng.uniform(0.18, 0.3, (n, 1)) * peaks + rng.random((n, 1))))  # breathing
     atrial = np.isin(traits["rhythm"], ["AFIB", "AFLT"])[:, None]
@@ -358,7 +392,10 @@ def _dipole(traits, rng, t, seconds):
     m = np.flatnonzero(traits["pvc"])
     if len(m):
         waves = _pvc_waves({name: values[m] for name, values in traits.items()})
-        bumps = [_bumps(nearest[m], waves[:, :2]) * at(kind == 2, near)[m][:, None], _bumps(since[m], waves[:, 2:]) * at(kind == 2, last)[m][:, None]]
+        bumps = [
+            _bumps(nearest[m], waves[:, :2]) * at(kind == 2, near)[m][:, None],
+            _bumps(since[m], waves[:, 2:]) * at(kind == 2, last)[m][:, None],
+        ]
         dipole[m] += np.matmul(waves[:, :, 2:].transpose(0, 2, 1), np.concatenate(bumps, axis=1))
 
     for code, make in (("AFIB", _fibrillation), ("AFLT", _flutter)):
@@ -373,7 +410,9 @@ def _fibrillation(rng, t, way, size, *_):
     total = 0
     for direction, sd in (((-0.016, 0.005, -0.030), 0.007), ((0.005, 0.020, 0.0), 0.006)):
         rate, drift, swell, lag = (rng.uniform(*limits, (len(way), 1)) for limits in ((4.8, 8), (0.1, 0.5), (0.2, 0.7), (0, 6.3)))
-        phase = 2 * np.pi * rate * t + 1.2 * np.sin(2 * np.pi * drift * t + lag) / drift * 0.5 + 0.9 * np.sin(2 * np.pi * 1.7 * drift * t) + lag
+        phase = (
+            2 * np.pi * rate * t + 1.2 * np.sin(2 * np.pi * drift * t + lag) / drift * 0.5 + 0.9 * np.sin(2 * np.pi * 1.7 * drift * t) + lag
+        )
         wave = (np.sin(phase) + 0.3 * np.sin(2 * phase + 1)) * (1 + 0.5 * np.sin(2 * np.pi * swell * t + lag))
         total = total + (np.array(direction) + sd * way)[:, :, None] * (size * wave)[:, None]
     return total

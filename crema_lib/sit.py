@@ -103,9 +103,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         self.missing = nn.Parameter(torch.zeros(len(leads), width))  # added to every token for each lead that is not there
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width)) if cls_token else None
         rates = np.linspace(0, drop_path, depth)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=float(rate)) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=float(rate)) for rate in rates)
         self.norm = nn.LayerNorm(width)
         self.apply(_initialise)
 

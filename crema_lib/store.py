@@ -6,6 +6,7 @@ On disk, a folder:
     store.json      sampling rate, seconds, leads, filter band, SHA-256 of signals.i16, source, versions
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from .errors import CremaError
 from .leads import LEADS
@@ -46,7 +46,7 @@ class StoreWriter:
         if self.part.exists():
             shutil.rmtree(self.part)
         self.part.mkdir(parents=True)
-        self.file = open(self.part / "signals.i16", "wb")
+        self.file = open(self.part / "signals.i16", "wb")  # noqa: SIM115 - closed by close or discard
         self.hash, self.rows = hashlib.sha256(), []
 
     def append(self, signals, rows):
@@ -71,7 +71,9 @@ class StoreWriter:
         return EcgStore(self.path)
 
     def discard(self):
-        self.file.close()
+        """Give up: nothing of this store stays, an earlier one at the same place does."""
+        with contextlib.suppress(OSError):  # on a full device closing fails too
+            self.file.close()
         shutil.rmtree(self.part, ignore_errors=True)
 
 
@@ -107,6 +109,8 @@ class EcgStore:
 
     def read(self, rows, device="cpu"):
         """Signals of some rows as a float32 tensor (n, 12, samples) in mV."""
+        import torch  # here, because preparing a data set needs no torch and starts in half the memory without
+
         picked = torch.from_numpy(self.signals[np.asarray(rows)])
         return picked.to(device, non_blocking=True).to(torch.float32).mul_(MV_PER_STEP)
 

@@ -88,7 +88,7 @@ def visit(browser, site):
 def test_page_is_sound(visit, page):
     opened = visit(f"{page}.html")
     assert opened.troubles == []
-    assert opened.locator("h1").count() == 1
+    assert opened.locator("article h1").count() == 1
     assert opened.locator("mjx-merror").count() == 0
     alts = opened.eval_on_selector_all("img", "all => all.map(img => [img.getAttribute('src'), (img.getAttribute('alt') || '').trim()])")
     assert [src for src, alt in alts if not alt] == []

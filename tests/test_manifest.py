@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from pybtex.database import parse_string
 
+from crema_lib import archive as archives
 from crema_lib import manifest
 from crema_lib.errors import CremaError
 
@@ -113,12 +114,12 @@ def archive():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(manifest, "BACKOFF", 0.0)
+    monkeypatch.setattr(archives, "BACKOFF", 0.0)
     monkeypatch.setenv("CREMA_DATA", str(tmp_path / "data"))
 
 
 def fetch(url, name="ptb-xl", **options):
-    return manifest.fetch(name, base_url=url, progress=False, **options)
+    return archives.fetch(name, base_url=url, progress=False, **options)
 
 
 def tree(folder):
@@ -259,7 +260,7 @@ def test_fetch_takes_every_file_and_prints_the_terms(archive, capsys):
     folder = fetch(archive.publish(PTBXL))
     got = tree(folder)
     assert {k: v for k, v in got.items() if k != "SHA256SUMS.txt"} == PTBXL
-    assert set(manifest.verify("ptb-xl", progress=False)["state"]) == {"ok"}
+    assert set(archives.verify("ptb-xl", progress=False)["state"]) == {"ok"}
     out = capsys.readouterr().out
     assert "CC BY 4.0" in out and "open" in out and "10.1038/s41597-020-0495-6" in out and "5 files, complete and checked" in out
 
@@ -276,9 +277,9 @@ def test_fetch_again_downloads_nothing_that_is_there_and_right(archive):
 def test_only_takes_a_part_with_the_tables_and_verify_knows(archive, tmp_path):
     folder = fetch(archive.publish(PTBXL), only="records100/*")
     assert set(tree(folder)) == {name for name in PTBXL if not name.startswith("records500")} | {"SHA256SUMS.txt"}
-    assert len(manifest.verify("ptb-xl", progress=False)) == 4
+    assert len(archives.verify("ptb-xl", progress=False)) == 4
     fetch(archive.url, only=["records500/*"])
-    assert len(manifest.verify("ptb-xl", progress=False)) == 5
+    assert len(archives.verify("ptb-xl", progress=False)) == 5
     with pytest.raises(CremaError, match=r"matches none of the 5 files .* records100, records500"):
         fetch(archive.url, only="record100/*")
 
@@ -292,14 +293,14 @@ def test_part_of_a_shared_archive(archive, tmp_path):
         (whole / name).parent.mkdir(parents=True, exist_ok=True)
         (whole / name).write_bytes(content)
     shutil.rmtree(whole / "training" / "cpsc_2018_extra")
-    assert len(manifest.verify("cpsc2018", whole, progress=False)) == 2
+    assert len(archives.verify("cpsc2018", whole, progress=False)) == 2
 
 
 def test_interrupted_transfer_goes_on_by_range_in_the_next_run(archive, monkeypatch):
     name = "records100/00000/00001_lr.dat"
     archive.publish(PTBXL)
     archive.break_after[name] = 200_000
-    monkeypatch.setattr(manifest, "ATTEMPTS", 1)
+    monkeypatch.setattr(archives, "ATTEMPTS", 1)
     with pytest.raises(CremaError, match="goes on where it stopped"):
         fetch(archive.url)
     folder = manifest.locate("ptb-xl")
@@ -350,7 +351,7 @@ def test_wrong_checksum_is_reported_and_the_file_not_kept(archive):
     assert not list(folder.rglob("*_hr.dat*"))
     assert (folder / "records100/00000/00001_lr.dat").read_bytes() == SIGNAL  # the rest came all the same
     with pytest.raises(CremaError, match=r"1 of 5 files \(records500/00000/00001_hr.dat \(missing\)\)"):
-        manifest.verify("ptb-xl", progress=False)
+        archives.verify("ptb-xl", progress=False)
 
 
 def test_file_that_the_archive_does_not_have(archive):
@@ -370,7 +371,7 @@ def test_archive_that_is_gone_or_busy_or_no_archive(archive, monkeypatch):
     archive.asked.clear()
     with pytest.raises(CremaError, match=r"cannot be downloaded \(HTTP 503\)"):
         fetch(archive.url)
-    assert len(archive.asked) == manifest.ATTEMPTS
+    assert len(archive.asked) == archives.ATTEMPTS
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
         with pytest.raises(CremaError, match=r"no answer.*check the network"):
@@ -378,7 +379,7 @@ def test_archive_that_is_gone_or_busy_or_no_archive(archive, monkeypatch):
 
 
 def test_a_server_that_fails_stops_the_other_downloads(archive, monkeypatch):
-    monkeypatch.setattr(manifest, "ATTEMPTS", 1)
+    monkeypatch.setattr(archives, "ATTEMPTS", 1)
     archive.publish({f"data/{i}.dat": bytes([i]) for i in range(50)})
     archive.status["data/0.dat"] = 503
     with pytest.raises(CremaError, match=r"data/0.dat cannot be downloaded \(HTTP 503\)"):
@@ -395,7 +396,7 @@ def test_a_list_cannot_name_a_file_outside_the_folder(archive, tmp_path):
 
 def test_no_space_is_seen_before_the_download(archive, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=100_000)
-    monkeypatch.setattr(manifest.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: full)
     with pytest.raises(CremaError, match=r"ptb-xl: no space left in .*complete files are kept"):
         fetch(archive.publish(PTBXL), workers=1)
     folder = manifest.locate("ptb-xl")
@@ -411,7 +412,7 @@ def test_no_space_while_writing_keeps_what_is_complete(archive, monkeypatch):
             return super().write(block)
 
     real = open
-    monkeypatch.setattr(manifest, "open", lambda path, mode: Full(path, mode) if mode != "rb" else real(path, mode), raising=False)
+    monkeypatch.setattr(archives, "open", lambda path, mode: Full(path, mode) if mode != "rb" else real(path, mode), raising=False)
     with pytest.raises(CremaError, match="no space left in"):
         fetch(archive.publish(PTBXL), workers=1)
     folder = manifest.locate("ptb-xl")
@@ -422,7 +423,7 @@ def test_interrupt_is_one_sentence(archive, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(manifest, "_receive", interrupt)
+    monkeypatch.setattr(archives, "_receive", interrupt)
     with pytest.raises(CremaError, match="interrupted; run the command again"):
         fetch(archive.publish(PTBXL), workers=1)
 
@@ -433,7 +434,7 @@ def test_zenodo_record_is_fetched_checked_and_unpacked(archive):
     folder = fetch(url, "code-15", only="exams_part0.zip")
     assert set(tree(folder)) == {"MD5SUMS.txt", "exams.csv", "exams_part0.zip", "exams_part0.hdf5"}
     assert (folder / "exams_part0.hdf5").read_bytes() == SIGNAL
-    assert set(manifest.verify("code-15", progress=False)["state"]) == {"ok"}
+    assert set(archives.verify("code-15", progress=False)["state"]) == {"ok"}
     (folder / "exams_part0.hdf5").write_bytes(b"half of it")
     fetch(url, "code-15", only="exams_part0.zip")
     assert (folder / "exams_part0.hdf5").read_bytes() == SIGNAL
@@ -469,7 +470,7 @@ def test_verify_tells_ok_missing_truncated_and_corrupt_apart(archive):
     (folder / "records500/00000/00001_hr.dat").write_bytes(b"")
     (folder / "LICENSE.txt").unlink()
     (folder / "ptbxl_database.csv").write_bytes(PTBXL["ptbxl_database.csv"].replace(b"1", b"2"))
-    states = manifest.check("ptb-xl", progress=False).set_index("file")["state"].to_dict()
+    states = archives.check("ptb-xl", progress=False).set_index("file")["state"].to_dict()
     assert states == {
         "LICENSE.txt": "missing",
         "ptbxl_database.csv": "wrong checksum",
@@ -478,27 +479,27 @@ def test_verify_tells_ok_missing_truncated_and_corrupt_apart(archive):
         "records500/00000/00001_hr.dat": "truncated",
     }
     signal.write_bytes(SIGNAL[:-2] + b"xx")
-    assert manifest.check("ptb-xl", progress=False).set_index("file")["state"]["records100/00000/00001_lr.dat"] == "wrong checksum"
+    assert archives.check("ptb-xl", progress=False).set_index("file")["state"]["records100/00000/00001_lr.dat"] == "wrong checksum"
     with pytest.raises(CremaError, match=r"4 of 5 files \(LICENSE.txt \(missing\), .*fetch ptb-xl again to repair"):
-        manifest.verify("ptb-xl", progress=False)
+        archives.verify("ptb-xl", progress=False)
     fetch(archive.url)
-    assert len(manifest.verify("ptb-xl", progress=False)) == 5
+    assert len(archives.verify("ptb-xl", progress=False)) == 5
 
 
 def test_verify_names_the_first_five_only(archive, tmp_path):
     folder = fetch(archive.publish({f"data/{i}.dat": bytes([i]) for i in range(8)}), "ludb")
     shutil.rmtree(folder / "data")
     with pytest.raises(CremaError, match=r"8 of 8 files \(data/0.dat \(missing\), .*data/4.dat \(missing\), \.\.\.\)"):
-        manifest.verify("ludb", progress=False)
+        archives.verify("ludb", progress=False)
 
 
 def test_verify_asks_the_archive_where_the_folder_has_no_list(archive, tmp_path):
     archive.publish(PTBXL)
     (tmp_path / "LICENSE.txt").write_bytes(PTBXL["LICENSE.txt"])
-    states = manifest.check("ptb-xl", tmp_path, base_url=archive.url, progress=False).set_index("file")["state"]
+    states = archives.check("ptb-xl", tmp_path, base_url=archive.url, progress=False).set_index("file")["state"]
     assert states["LICENSE.txt"] == "ok" and states["ptbxl_database.csv"] == "missing"
     with pytest.raises(CremaError, match=r"has no SHA256SUMS.txt"):
-        manifest.check("my own", tmp_path, progress=False)
+        archives.check("my own", tmp_path, progress=False)
 
 
 def test_truncation_is_seen_by_the_header_of_each_format(tmp_path):
@@ -507,15 +508,15 @@ def test_truncation_is_seen_by_the_header_of_each_format(tmp_path):
         (tmp_path / "a.hea").write_text(
             f"a 2 360 100\n# a comment\na.dat {fmt} 200 11 0 0 0 0 ECG\na.dat {fmt.split('+')[0]} 200 11 0 0 0 0 ECG\n"
         )
-        assert manifest._header_size(tmp_path / "a.dat") == offset + 100 * frame
+        assert archives._header_size(tmp_path / "a.dat") == offset + 100 * frame
     (tmp_path / "a.hea").write_text("nonsense\n")
-    assert manifest._header_size(tmp_path / "a.dat") == 1
+    assert archives._header_size(tmp_path / "a.dat") == 1
 
 
 def test_real_folders_are_checked(real_data):
-    brugada = manifest.check("brugada-huca", real_data / "brugada-huca", progress=False).set_index("file")["state"]
+    brugada = archives.check("brugada-huca", real_data / "brugada-huca", progress=False).set_index("file")["state"]
     assert brugada[brugada != "ok"].to_dict() == {"files.zip": "missing"}  # the copy is unpacked: the archive's own zip is left out
-    ludb = manifest.check("ludb", real_data / "ludb-1.0.1", progress=False).set_index("file")["state"]
+    ludb = archives.check("ludb", real_data / "ludb-1.0.1", progress=False).set_index("file")["state"]
     assert (ludb[ludb.index.str.startswith("data/")] == "ok").all() and len(ludb) == 2805
     with pytest.raises(CremaError, match=r"1 of 733 files \(files.zip \(missing\)\)"):
-        manifest.verify("brugada-huca", real_data / "brugada-huca", progress=False)
+        archives.verify("brugada-huca", real_data / "brugada-huca", progress=False)

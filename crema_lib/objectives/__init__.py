@@ -22,4 +22,4 @@ def build(name, encoder, **options):
     return OBJECTIVES[name](encoder, **options)
 
 
-__all__ = ["OBJECTIVES", "CRMAE", "Objective", "build"]
+__all__ = ["CRMAE", "OBJECTIVES", "Objective", "build"]

@@ -86,9 +86,7 @@ class CRMAE(Objective):
         self.position = nn.Linear(encoder.width, decoder_width, bias=False)
         self.decoder = nn.Sequential(*(Block(decoder_width, max(1, decoder_width // 32), qkv_bias=True) for _ in range(decoder_depth)))
         self.predict = nn.Sequential(nn.LayerNorm(decoder_width), nn.Linear(decoder_width, values))
-        self.projector = nn.Sequential(
-            nn.Linear(encoder.width, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, projection)
-        )
+        self.projector = nn.Sequential(nn.Linear(encoder.width, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, projection))
 
     def view(self, signal, lead_mask):
         """One random view: (clean signal = target, corrupted signal = input, lead mask of the input)."""

@@ -1,0 +1,144 @@
+"""What a folder of recordings holds: one adapter a data set, each giving one dict a recording.
+
+Keys: `record`, `path`, `index` (row in an HDF5 file) and, where the data set's own table knows them, columns of the store; what is absent
+is taken from the recording's header. CPSC, Chapman-Shaoxing-Ningbo, Georgia and LUDB name no patients: there every record counts as a
+patient of its own.
+"""
+
+import ast
+from pathlib import Path
+
+import pandas as pd
+
+from . import records
+from .errors import CremaError
+
+PTBXL_NOISE = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
+CODE15_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")
+
+
+def rows_of(source, fs):
+    """The recordings of a folder as dicts, in a fixed order; CremaError where there are none or the folder's table cannot be read."""
+    if not source.is_dir():
+        raise CremaError(f"{source} is not a folder")
+    adapters = {"ptbxl_database.csv": _ptbxl, "exams.csv": _code15, "ludb.csv": _ludb, "metadata.csv": _brugada}
+    adapter = next((adapters[file] for file in adapters if (source / file).is_file()), _wfdb)
+    rows = adapter(source, fs)
+    if not rows:
+        raise CremaError(f"{source} holds no recordings: expected WFDB headers (*.hea) or CODE-15% files (*.hdf5 with exams.csv)")
+    return rows
+
+
+def _csv(path, columns=None, key=None):
+    """Named columns of a table (None: all) as text; CremaError where it cannot be read or lacks one."""
+    try:
+        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise CremaError(f"{path} is damaged or not the table that it should be: {error}") from None
+    return table.set_index(key) if key else table
+
+
+def _ptbxl(source, fs):
+    """PTB-XL: its 100 Hz records up to 100 Hz, else the 500 Hz ones (or those, where only they are there)."""
+    path = source / "ptbxl_database.csv"
+    columns = [
+        "ecg_id",
+        "patient_id",
+        "age",
+        "sex",
+        "device",
+        "site",
+        "scp_codes",
+        "strat_fold",
+        "filename_lr",
+        "filename_hr",
+        *PTBXL_NOISE,
+    ]
+    table = _csv(path, columns)
+    column = "filename_lr" if fs <= 100 and (source / "records100").is_dir() else "filename_hr"
+    if column == "filename_hr" and not (source / "records500").is_dir():
+        raise CremaError(f"{source} has no folder records500, which {fs} Hz needs: fetch it, or prepare at 100 Hz")
+    rows = []
+    try:
+        for row in table.to_dict("records"):
+            age, old = records.parse_age(row["age"])
+            flags = [flag for flag in PTBXL_NOISE if row[flag].strip()] + ["age>89"] * old
+            rows.append(
+                {
+                    "record": Path(row[column]).name,
+                    "path": source / row[column],
+                    "patient": row["patient_id"].removesuffix(".0"),
+                    "fold": int(row["strat_fold"]),
+                    "age": age,
+                    "sex": {"0": "M", "1": "F"}.get(row["sex"], ""),
+                    "device": " ".join(row["device"].split()),
+                    "site": row["site"].removesuffix(".0"),
+                    "labels": ";".join(ast.literal_eval(row["scp_codes"])),
+                    "quality": ";".join(flags),
+                }
+            )
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise CremaError(f"{path}: the row of ecg_id {row['ecg_id']} cannot be read ({error})") from None
+    return rows
+
+
+def _code15(source, fs):
+    """CODE-15%: the exams of every HDF5 file that is there, in file order."""
+    import h5py
+
+    exams = _csv(source / "exams.csv", ["exam_id", "patient_id", "age", "is_male", *CODE15_LABELS], "exam_id").to_dict("index")
+    rows = []
+    for path in sorted(source.rglob("*.hdf5")):
+        try:
+            with h5py.File(path, "r") as file:
+                ids = file["exam_id"][:].astype(str).tolist()
+        except (OSError, KeyError) as error:
+            raise CremaError(f"{path} cannot be read as a CODE-15% file (HDF5 with tracings and exam_id): {error}") from None
+        for index, exam in enumerate(ids):
+            row = {"record": exam, "path": path, "index": index}
+            if exam in exams:
+                known = exams[exam]
+                male = known["is_male"].strip().lower() in ("true", "1", "1.0")
+                labels = [label for label in CODE15_LABELS if known[label].strip().lower() in ("true", "1", "1.0")]
+                row |= {"patient": known["patient_id"], "age": records.parse_age(known["age"])[0], "sex": "M" if male else "F"}
+                row["labels"] = ";".join(labels)
+            rows.append(row)
+    return rows
+
+
+def _ludb(source, fs):
+    """LUDB: rhythm and diagnoses of `ludb.csv` as labels (its cells hold one statement a line)."""
+    table = _csv(source / "ludb.csv")
+    rows = []
+    for row in table.to_dict("records"):
+        lines = [line for cell in list(row.values())[3:] for line in cell.splitlines()]
+        labels = [line.strip().rstrip(".").replace(";", ",") for line in lines if line.strip()]
+        name = row["ID"].strip()
+        rows.append({"record": name, "path": source / "data" / name, "labels": ";".join(labels)})
+    return rows  # age and sex stand in the headers too, in a cleaner form
+
+
+def _brugada(source, fs):
+    """Brugada-HUCA: the diagnosis (`brugada:0`, `:1`, `:2` other) and two findings."""
+    table = _csv(source / "metadata.csv", ["patient_id", "brugada", "basal_pattern", "sudden_death"])
+    rows = []
+    for row in table.to_dict("records"):
+        name = row["patient_id"].strip()
+        labels = [f"brugada:{row['brugada'].strip()}"] + [x for x in ("basal_pattern", "sudden_death") if row[x].strip() == "1"]
+        rows.append({"record": name, "path": source / "files" / name / name, "patient": name, "labels": ";".join(labels)})
+    return rows
+
+
+def _wfdb(source, fs):
+    """Any folder of WFDB records, Challenge folders among them: codes from a `labels.csv` in it or beside it, else from the headers."""
+    headers = sorted(source.rglob("*.hea"))
+    labels = next((path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file()), None)
+    codes = _csv(labels, ["record", "source", "snomed"], "record").to_dict("index") if labels and headers else {}
+    unique = len({path.stem for path in headers}) == len(headers)
+    rows = []
+    for path in headers:
+        row = {"record": path.stem if unique else str(path.relative_to(source).with_suffix("")), "path": path}
+        if path.stem in codes:
+            row |= {"source": codes[path.stem]["source"], "labels": ";".join(codes[path.stem]["snomed"].split())}
+        rows.append(row)
+    return rows

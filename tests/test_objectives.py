@@ -1,0 +1,165 @@
+"""CR-MAE against slow references, what its gradient reaches, and saving."""
+
+import numpy as np
+import pytest
+import torch
+
+from crema_lib import objectives, views
+from crema_lib.errors import CremaError
+from crema_lib.objectives import CRMAE
+from crema_lib.objectives.cr_mae import info_nce, masked_loss
+from crema_lib.sit import SiT
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def model(**options):
+    encoder = SiT(fs=100, seconds=4, width=32, depth=2, heads=2, scale=tuple(0.1 * i for i in range(1, 13)))
+    return CRMAE(encoder, **{"decoder_width": 32, "decoder_depth": 1, **options})
+
+
+def batch(n=6):
+    return {"signal": torch.randn(n, 12, 400), "lead_mask": torch.ones(n, 12, dtype=torch.bool)}
+
+
+def test_info_nce_against_numpy():
+    a, b = np.random.default_rng(0).normal(size=(2, 7, 5))
+    z = np.concatenate([a, b])
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    total = 0.0
+    for i in range(14):
+        partner = (i + 7) % 14
+        others = [np.exp(z[i] @ z[j] / 0.2) for j in range(14) if j != i]
+        total -= np.log(np.exp(z[i] @ z[partner] / 0.2) / sum(others))
+    assert info_nce(torch.tensor(a), torch.tensor(b), 0.2).item() == pytest.approx(total / 14, rel=1e-5)
+
+
+def test_info_nce_knows_the_partner():
+    z = torch.randn(32, 16)
+    same, other = info_nce(z, z + 0.01 * torch.randn_like(z), 0.1), info_nce(z, z.roll(1, 0), 0.1)
+    assert same < 0.05 < 5 < other
+
+
+def test_masked_loss_against_numpy():
+    rng = np.random.default_rng(0)
+    p, t, w = 2 * rng.normal(size=(3, 4, 6)), rng.normal(size=(3, 4, 6)), rng.integers(0, 2, (3, 4, 6)).astype(float)
+    total = sum(w[i] * (0.5 * d * d if abs(d) < 1 else abs(d) - 0.5) for i, d in ((i, p[i] - t[i]) for i in np.ndindex(3, 4, 6)))
+    assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / w.sum())
+
+
+def test_mae_of_the_model_against_a_slow_one():
+    """The reconstruction loss of a forward pass without augmentation, patch by patch and lead by lead."""
+    m = model(lead_drop=0.0, noise=0.0, gain=0.0).eval()
+    x, mask = torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool)
+    mask[1, 3:5] = False
+    visible, hidden = views.random_mask(2, 16, 0.7)
+    predicted = m.decode(m.encoder(x, mask, visible), visible, hidden)
+    fast = masked_loss(predicted, *m.target(x, mask, hidden)).item()
+    losses = []
+    for i in range(2):
+        for k, patch in enumerate(hidden[i].tolist()):
+            for lead in range(12):
+                if mask[i, lead]:
+                    true = x[i, lead, 25 * patch : 25 * patch + 25] / m.encoder.scale[lead]
+                    d = (predicted[i, k, 25 * lead : 25 * lead + 25] - true).abs()
+                    losses += torch.where(d < 1, d * d / 2, d - 0.5).tolist()
+    assert fast == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_loss_is_the_sum_it_says():
+    for weight in (0.0, 0.3):
+        losses = model(contrast_weight=weight)(batch())
+        assert losses["loss"].item() == pytest.approx((losses["mae"] + weight * losses["contrast"]).item(), rel=1e-5)
+
+
+def test_gradient_reaches_what_it_should_and_nothing_else():
+    def touched(m, loss):
+        m.zero_grad()
+        loss.backward()
+        return {name.split(".")[0] for name, p in m.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+    m = model()
+    heads = {"embed", "hidden_token", "position", "decoder", "predict"}
+    assert touched(m, m(batch())["mae"]) == {"encoder"} | heads
+    assert touched(m, m(batch())["contrast"]) == {"encoder", "projector"}
+    losses = m(batch())
+    m.zero_grad()
+    losses["loss"].backward()
+    silent = [name for name, p in m.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_visible_values_are_not_in_the_target_and_hidden_ones_not_in_the_input():
+    m = model(lead_drop=0.0, noise=0.0, gain=0.0).eval()
+    x, mask = torch.randn(1, 12, 400), torch.ones(1, 12, dtype=torch.bool)
+    hidden = torch.tensor([[2, 5, 6]])
+    first = m.reconstruct(x, mask, hidden)[0]
+    other = x.clone()
+    other[:, :, 50:75] += 5
+    second = m.reconstruct(other, mask, hidden)[0]
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first[:, :, 75:125], x[:, :, 75:125])
+    assert not torch.allclose(first[:, :, 50:75], x[:, :, 50:75])
+
+
+def test_lost_leads_are_still_asked_for_and_leads_that_never_were_are_not():
+    m = model(lead_drop=1.0)
+    x, mask = torch.randn(4, 12, 400), torch.ones(4, 12, dtype=torch.bool)
+    mask[:, 5] = False
+    clean, _, seen = m.view(x, mask)
+    assert (seen.sum(1) < 11).any() and not seen[:, 5].any()
+    _, weight = m.target(clean, mask, torch.tensor([[0, 1]] * 4))
+    by_lead = weight.view(4, 2, 12, 25)
+    assert not by_lead[:, :, 5].any() and by_lead[:, :, [i for i in range(12) if i != 5]].all()
+
+
+def test_patch_norm_targets_have_no_level_and_unit_size():
+    m = model(patch_norm=True)
+    target, _ = m.target(torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool), torch.tensor([[0, 1]] * 2))
+    by_lead = target.view(2, 2, 12, 25)
+    assert by_lead.mean(-1).abs().max() < 1e-4
+    torch.testing.assert_close(by_lead.var(-1), torch.ones(2, 2, 12), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("patch_norm", [False, True])
+def test_save_and_load(tmp_path, patch_norm):
+    m = model(mask_ratio=0.5, patch_norm=patch_norm).eval()
+    m.save_pretrained(tmp_path)
+    again = CRMAE.from_pretrained(tmp_path).eval()
+    assert again.options == m.options and again.mask_ratio == 0.5
+    x, hidden = torch.randn(2, 12, 400), torch.tensor([[1, 2], [3, 4]])
+    assert torch.equal(m.reconstruct(x, hidden=hidden)[0], again.reconstruct(x, hidden=hidden)[0])
+    assert torch.equal(SiT.from_pretrained(tmp_path).eval()(x), m.encoder(x))
+    assert not list(tmp_path.glob("*.pt")) and not list(tmp_path.glob("*.bin"))
+
+
+def test_corrupted_and_foreign_checkpoints(tmp_path):
+    with pytest.raises(CremaError, match="no readable objective"):
+        CRMAE.from_pretrained(tmp_path)
+    model().save_pretrained(tmp_path)
+    (tmp_path / "heads.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CremaError, match="no readable objective"):
+        CRMAE.from_pretrained(tmp_path)
+    model().save_pretrained(tmp_path)
+    text = (tmp_path / "objective.json").read_text()
+    (tmp_path / "objective.json").write_text(text.replace("CRMAE", "SimCLR"))
+    with pytest.raises(CremaError, match="holds the objective SimCLR"):
+        CRMAE.from_pretrained(tmp_path)
+    (tmp_path / "objective.json").write_text(text.replace('"decoder_depth": 1', '"decoder_depth": 2'))
+    with pytest.raises(CremaError, match="do not fit"):
+        CRMAE.from_pretrained(tmp_path)
+
+
+def test_build():
+    assert isinstance(objectives.build("cr_mae", model().encoder, mask_ratio=0.6), CRMAE)
+    with pytest.raises(CremaError, match="unknown objective"):
+        objectives.build("bert", model().encoder)
+
+
+@pytest.mark.parametrize("options", [{"mask_ratio": 0}, {"mask_ratio": 1}, {"contrast_weight": -1}, {"temperature": 0}, {"lead_drop": 2}])
+def test_bad_options(options):
+    with pytest.raises(CremaError, match=next(iter(options))):
+        model(**options)

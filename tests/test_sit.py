@@ -1,0 +1,175 @@
+"""The Signal Transformer: shapes, masks, positions, saving, and plain arrays in."""
+
+import numpy as np
+import pytest
+import torch
+
+from crema_lib.errors import CremaError
+from crema_lib.leads import LEADS
+from crema_lib.sit import SIZES, SiT, sincos
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def small(**options):
+    return SiT(**{"width": 32, "depth": 3, "heads": 2, "fs": 100, "seconds": 4, **options}).eval()
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize(
+    ("fs", "seconds", "leads", "patch"), [(100, 10, LEADS, 25), (250, 4, ("II",), 50), (500, 2, ("I", "II", "V2"), 20)]
+)
+def test_any_rate_length_and_leads(stem, fs, seconds, leads, patch):
+    model = small(fs=fs, seconds=seconds, leads=leads, patch=patch, stem=stem)
+    x = torch.randn(2, len(leads), fs * seconds)
+    assert model(x).shape == (2, fs * seconds // patch, 32)
+    assert model.features(x, readout="layers").shape == (2, 96)
+    assert model(x[:, :, : 4 * patch]).shape == (2, 4, 32), "shorter inputs are allowed"
+
+
+def test_sizes_are_those_of_vit():
+    assert [SIZES[s]["width"] for s in ("ti", "s", "b")] == [192, 384, 768]
+    count = sum(p.numel() for block in SiT.of_size("ti").blocks for p in block.parameters())
+    assert count == 12 * (12 * 192**2 + 13 * 192), "12 blocks of 12 d^2 + 13 d weights (Dosovitskiy et al. 2021)"
+
+
+def test_patchify_is_what_it_says_and_back():
+    model = small()
+    x = torch.randn(2, 12, 400)
+    patches = model.patchify(x)
+    assert torch.equal(patches[1, 3], x[1, :, 75:100].flatten())
+    assert torch.equal(model.unpatchify(patches), x)
+
+
+def test_positions_against_a_loop():
+    codes = sincos(7, 10)
+    for n in range(7):
+        for k in range(5):
+            angle = n / 10000 ** (2 * k / 10)
+            assert codes[n, k] == pytest.approx(np.sin(angle), abs=1e-6)
+            assert codes[n, 5 + k] == pytest.approx(np.cos(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_hidden_patches_leave_no_trace(stem):
+    model = small(stem=stem)
+    x = torch.randn(2, 12, 400)
+    visible = torch.tensor([[0, 3, 9], [1, 2, 15]])
+    other = torch.randn_like(x)
+    patches, others = model.patchify(x), model.patchify(other)
+    kept = others.clone()
+    for i in range(2):
+        kept[i, visible[i]] = patches[i, visible[i]]
+    assert torch.equal(model(x, visible=visible), model(model.unpatchify(kept), visible=visible))
+
+
+def test_encoding_all_patches_as_visible_changes_nothing():
+    model = small()
+    x = torch.randn(2, 12, 400)
+    torch.testing.assert_close(model(x, visible=torch.arange(16).expand(2, 16)), model(x))
+
+
+def test_missing_leads_cannot_matter_but_are_known():
+    model = small()
+    torch.nn.init.normal_(model.missing)
+    x, mask = torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool)
+    mask[:, 4] = False
+    garbage = x.clone()
+    garbage[:, 4] = 1e3
+    assert torch.equal(model(x, mask), model(garbage, mask))
+    flat = x.clone()
+    flat[:, 4] = 0
+    assert not torch.allclose(model(flat), model(flat, mask)), "a flat lead is not a missing one"
+    torch.testing.assert_close(model(x), model(x, torch.ones_like(mask)))
+
+
+def test_scale_divides_leads():
+    plain, scaled = small(), small(scale=tuple(range(1, 13)))
+    scaled.load_state_dict({**plain.state_dict(), "scale": scaled.scale})
+    x = torch.randn(1, 12, 400)
+    torch.testing.assert_close(scaled(x * torch.arange(1.0, 13)[:, None]), plain(x))
+
+
+def test_cls_token():
+    model = small(cls_token=True)
+    x = torch.randn(2, 12, 400)
+    assert model(x).shape == (2, 17, 32)
+    assert torch.equal(model.features(x, readout="cls"), model(x)[:, 0])
+    torch.testing.assert_close(model.features(x), model(x)[:, 1:].mean(1))
+    with pytest.raises(CremaError, match="unknown readout 'cls'"):
+        small().features(x, readout="cls")
+
+
+def test_attention_is_what_the_blocks_use():
+    model = small()
+    x = torch.randn(1, 12, 400)
+    maps = model.attention(x)
+    assert maps.shape == (3, 1, 2, 16, 16)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 1, 2, 16))
+    attn = model.blocks[0].attn
+    tokens = model.blocks[0].norm1(model.stem(model.patchify(x)) + model.positions)
+    value = attn.qkv(tokens)[..., 64:].view(1, 16, 2, 16).transpose(1, 2)
+    expected = attn.proj((maps[0] @ value).transpose(1, 2).reshape(1, 16, 32))
+    torch.testing.assert_close(attn(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    model = small(scale=(0.5,) * 12, stem="conv")
+    torch.nn.init.normal_(model.missing)
+    model.save_pretrained(tmp_path)
+    again = SiT.from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 12, 400)
+    assert torch.equal(model(x), again(x))
+    assert (again.fs, again.seconds, again.leads, again.patch, tuple(again.band)) == (100, 4, LEADS, 25, (0.5, 40.0))
+
+
+def test_embed_takes_any_rate_unit_and_order():
+    model = small()
+    t = np.arange(2000) / 500
+    signal = np.stack([np.sin(2 * np.pi * (3 + i) * t) for i in range(12)]).astype(np.float32)
+    plain = model.embed(signal, fs=500)
+    assert plain.shape == (1, 32) and plain.dtype == np.float32
+    order = np.random.default_rng(0).permutation(12)
+    np.testing.assert_allclose(model.embed(1000 * signal[order], fs=500, leads=[LEADS[i] for i in order], unit="uV"), plain, atol=1e-5)
+    batch = model.embed(np.stack([signal, 2 * signal]), fs=500, batch_size=1)
+    np.testing.assert_allclose(batch[0], plain[0], atol=1e-5)
+    slow = model.embed(np.stack([np.sin(2 * np.pi * (3 + i) * np.arange(400) / 100) for i in range(12)]), fs=100)
+    assert np.corrcoef(slow[0], plain[0])[0, 1] > 0.995, "the same signal at another rate"
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({"unit": "mmHg"}, "unknown unit"),
+        ({"fs": 0}, "must be positive"),
+        ({"leads": ["X"] * 12}, "no known lead"),
+        ({"signal": np.full((12, 1000), np.nan)}, "NaN"),
+    ],
+)
+def test_embed_refuses(call, sentence):
+    with pytest.raises(CremaError, match=sentence):
+        small().embed(**{"signal": np.zeros((12, 1000)), "fs": 100, **call})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"patch": 33}, "no whole number of patches"),
+        ({"leads": ("I", "V9")}, "unknown leads"),
+        ({"width": 33}, "width 33"),
+        ({"stem": "fft"}, "unknown stem"),
+        ({"scale": (1.0,)}, "one positive number a lead"),
+    ],
+)
+def test_bad_configurations(options, sentence):
+    with pytest.raises(CremaError, match=sentence):
+        small(**options)
+
+
+@pytest.mark.parametrize("shape", [(1, 11, 400), (12, 400), (1, 12, 410), (1, 12, 425), (1, 12, 0)])
+def test_signals_that_do_not_fit(shape):
+    with pytest.raises(CremaError, match="this SiT takes"):
+        small()(torch.zeros(shape))
