@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pandas as pd
 import requests
 from requests.adapters import HTTPAdapter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import paths
 from .errors import CremaError

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy
 from scipy.signal import butter, resample_poly, sosfiltfilt
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import __version__, paths, records
 from .errors import CremaError

@@ -22,9 +22,13 @@ SIZES = {
 MV_PER_UNIT = {"V": 1000.0, "mV": 1.0, "uV": 0.001, "µV": 0.001, "nV": 1e-6}
 
 
-def sincos(positions, width):
-    """Fixed sine-cosine codes (Vaswani et al. 2017), (positions, width): sines in the first half of the width, cosines in the second."""
-    omega = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+def sincos(positions, width, base=100.0):
+    """Fixed sine-cosine codes (Vaswani et al. 2017), (positions, width): sines in the first half of the width, cosines in the second.
+
+    The slowest wave has a length of 2 pi base positions. The base of 10,000 that sentences take would leave more than half of the
+    width all but constant over the 40 tokens of ten seconds.
+    """
+    omega = base ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angle = torch.arange(positions, dtype=torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 

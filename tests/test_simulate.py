@@ -23,7 +23,7 @@ INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]
 
 
 def r_peaks(signal, fs, lowest=10):
-    """Sample numbers of the R peaks of one record (12, samples) in mV: maxima of the smoothed energy from `lowest` to 30 Hz, where T is weak."""
+    """Sample numbers of the R peaks of one record (12, samples) in mV: maxima of the energy from `lowest` to 30 Hz, where T is weak."""
     energy = (sosfiltfilt(butter(2, (lowest, 30), "bandpass", fs=fs, output="sos"), signal[INDEPENDENT], axis=1) ** 2).sum(axis=0)
     smooth = np.convolve(energy, np.hanning(round(0.1 * fs)), "same")
     return find_peaks(smooth, height=0.2 * np.percentile(smooth, 98), distance=round(0.28 * fs))[0]
@@ -45,13 +45,13 @@ def qrs_width(beat, fs):
 
 @pytest.fixture(scope="module")
 def data():
-    """Signals in mV, table, sets of labels, R peaks of 1,800 records."""
+    """Signals in mV, table, sets of labels of 1,800 records."""
     signals, table = simulate(1800, seed=1)
     signals = signals / np.float32(1000)
-    return signals, table, [set(labels.split(";")) for labels in table["labels"]], [r_peaks(s, 100) for s in signals]
+    return signals, table, [set(labels.split(";")) for labels in table["labels"]]
 
 
-def pick(labels, code, most=60, without=("PVC", "PAC")):
+def pick(labels, code, most=40, without=("PVC", "PAC")):
     """Numbers of the first records that carry a code and none of the others."""
     found = [i for i, own in enumerate(labels) if code in own and not own & set(without)][:most]
     assert len(found) >= 8, code
@@ -91,7 +91,7 @@ def test_patients_and_folds(data):
 
 
 def test_prevalence_is_near_ptb_xl_and_follows_the_site(data):
-    _, table, labels, _ = data
+    _, table, labels = data
     share = {name: np.mean([any(SUPERCLASS.get(c) == name for c in own) for own in labels]) for name in ("NORM", "MI", "STTC", "CD", "HYP")}
     for name, expected in {"NORM": 0.44, "MI": 0.25, "STTC": 0.24, "CD": 0.22, "HYP": 0.12}.items():
         assert abs(share[name] - expected) < 0.06, (name, share)
@@ -126,18 +126,18 @@ def test_codes_are_ptb_xl_statements(real_data):
 
 
 def test_heart_rate_follows_the_rhythm(data):
-    _, _, labels, peaks = data
+    signals, _, labels = data
     for code, low, high in (("SBRAD", 38, 60.5), ("SR", 58, 101), ("STACH", 99.5, 155), ("AFIB", 45, 160), ("AFLT", 60, 175)):
-        rates = [6000 / np.mean(np.diff(peaks[i])) for i in pick(labels, code)]
+        rates = [6000 / np.mean(np.diff(r_peaks(signals[i], 100))) for i in pick(labels, code)]
         assert low < np.min(rates) and np.max(rates) < high, (code, min(rates), max(rates))
 
 
 def test_fibrillation_is_irregular_and_has_no_p_wave(data):
-    signals, _, labels, peaks = data
+    signals, _, labels = data
     spread, p_wave = {}, {}
     for code in ("SR", "AFIB"):
         chosen = pick(labels, code, without=("PVC", "PAC", "1AVB"))
-        rr = [np.diff(peaks[i]) for i in chosen]
+        rr = [np.diff(r_peaks(signals[i], 100)) for i in chosen]
         spread[code] = np.median([r.std() / r.mean() for r in rr])
         p_wave[code] = np.median([np.ptp(median_beat(signals[i], 100)[1, 16:33]) for i in chosen])
     assert spread["SR"] < 0.05 and spread["AFIB"] > 0.14
@@ -145,11 +145,11 @@ def test_fibrillation_is_irregular_and_has_no_p_wave(data):
 
 
 def test_flutter_waves_are_at_4_to_6_hz(data):
-    signals, _, labels, peaks = data
+    signals, _, labels = data
 
     def share(i):  # of the power between the beats of lead II, 2-12 Hz, that lies at 4-6 Hz
         quiet = signals[i][1].copy()
-        for p in peaks[i]:
+        for p in r_peaks(signals[i], 100):
             quiet[max(p - 8, 0) : p + 9] = np.median(quiet)
         power, f = np.abs(np.fft.rfft(quiet * np.hanning(1000))) ** 2, np.fft.rfftfreq(1000, 0.01)
         return power[(f > 4) & (f < 6)].sum() / power[(f > 2) & (f < 12)].sum()
@@ -159,7 +159,7 @@ def test_flutter_waves_are_at_4_to_6_hz(data):
 
 
 def test_first_degree_block_delays_the_qrs(data):
-    signals, _, labels, _ = data
+    signals, _, labels = data
 
     def p_to_r(i):
         return 0.4 - np.argmax(median_beat(signals[i], 100)[1, 5:34]) / 100 - 0.05
@@ -171,10 +171,10 @@ def test_first_degree_block_delays_the_qrs(data):
 
 @pytest.mark.parametrize("code", ["PAC", "PVC"])
 def test_ectopic_beats_are_early_and_only_pvc_is_wide(data, code):
-    signals, _, labels, _ = data
+    signals, _, labels = data
     early, wide = [], []
     for i in pick(labels, code, without=("AFIB", "AFLT", "SARRH", "CLBBB", "CRBBB", "IVCD")):
-        peaks = r_peaks(signals[i], 100, lowest=5)  # a wide beat has little above 10 Hz
+        peaks = r_peaks(signals[i], 100, lowest=3)  # a wide beat has little above 10 Hz
         rr = np.diff(peaks)
         k = 1 + np.argmin(rr[1:] / rr[:-1])  # the beat that comes soonest after the last
         early.append(rr[k] / np.median(rr))
@@ -183,12 +183,12 @@ def test_ectopic_beats_are_early_and_only_pvc_is_wide(data, code):
             window = signals[i][:, max(p - 40, 0) : p + 50]
             width.append(qrs_width(window, 100) if window.shape[1] == 90 else np.nan)
         wide.append(width[0] / width[1])
-    assert np.median(early) < 0.8
+    assert np.median(early) < 0.75
     assert np.nanmedian(wide) > 1.4 if code == "PVC" else 0.9 < np.nanmedian(wide) < 1.1
 
 
 def test_shapes_of_the_findings(data):
-    signals, _, labels, _ = data
+    signals, _, labels = data
     beats = {
         code: np.stack([median_beat(signals[i], 100) for i in pick(labels, code, without=("PVC", "PAC", "AFIB", "AFLT"))])
         for code in ("NORM", "CLBBB", "CRBBB", "LVH", "RVH", "IMI", "ASMI", "ISC_", "LAFB")
@@ -228,9 +228,9 @@ def test_amplitudes_are_physiological(data):
 
 
 def test_a_patient_is_recognisable(data):
-    signals, table, labels, _ = data
+    signals, table, labels = data
     sinus = [i for i, own in enumerate(labels) if "SR" in own and not own & {"PVC", "PAC"}]
-    beats = {i: median_beat(signals[i], 100)[:, 25:75].ravel() for i in sinus[:400]}
+    beats = {i: median_beat(signals[i], 100)[:, 25:75].ravel() for i in sinus[:200]}
     same, other = [], []
     for a, b in zip(list(beats)[:-1], list(beats)[1:], strict=True):
         (same if table["patient"][a] == table["patient"][b] else other).append(np.corrcoef(beats[a], beats[b])[0, 1])
