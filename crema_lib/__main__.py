@@ -30,7 +30,7 @@ def _data_commands(commands):
     prepare.add_argument("--out", metavar="DIR", help="folder of the store (default: $CREMA_DATA/stores/NAME-FShz-SECONDSs)")
     prepare.add_argument("--fs", type=int, default=100, help="sampling rate, Hz (default: %(default)s)")
     prepare.add_argument("--seconds", type=int, default=10, help="length of a record, s (default: %(default)s)")
-    prepare.add_argument("--workers", type=int, help="processes (default: the usable cores)")
+    prepare.add_argument("--workers", type=int, help="threads (default: one a core)")
     prepare.add_argument("--limit", type=int, help="only the first so many records")
     prepare.set_defaults(run=_data_prepare)
 
@@ -42,21 +42,25 @@ def _data_list(args):
 
 
 def _data_fetch(args):
-    from . import manifest
+    from . import archive
 
-    print(manifest.fetch(args.name, **_given(args, "dest", "only")))
+    archive.fetch(args.name, **_given(args, "dest", "only"))
 
 
 def _data_verify(args):
-    from . import manifest
+    from . import archive
 
-    print(manifest.verify(args.name, **_given(args, "source")))
+    print(f"{args.name}: {len(archive.verify(args.name, **_given(args, 'source'))):,} files, all as the archive publishes them")
 
 
 def _data_prepare(args):
     from . import prepare
 
-    print(prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "workers", "limit")))
+    store, report = prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "workers", "limit"))
+    out = report[report["action"] == "left out"]
+    for _, row in out.head(5).iterrows():
+        print(f"left out {row['record']}: {row['reason']}")
+    print(f"{store.path}: {len(store):,} records, {len(out):,} left out, {len(report) - len(out):,} notes (report.csv)")
 
 
 def _book_command(commands):

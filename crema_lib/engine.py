@@ -34,6 +34,7 @@ class Training:
     clip: float = 1.0
     betas: tuple = (0.9, 0.95)
     precision: str = "no"  # "no", "bf16" or "fp16"
+    device: str = "auto"  # "cpu" keeps off a GPU that is there
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -104,7 +105,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
         CremaError: fewer records than a batch, a loss that is not finite, or a checkpoint in `out` of another run.
     """
     out = Path(out)
-    accelerator = Accelerator(mixed_precision=training.precision)
+    accelerator = Accelerator(mixed_precision=training.precision, cpu=training.device == "cpu")
     set_seed(training.seed + accelerator.process_index)
     leads = [list(store.meta["leads"]).index(lead) for lead in module.encoder.leads]
     batches = Batches(
@@ -116,7 +117,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
     optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     model, optimiser = accelerator.prepare(module, optimiser)
-    identity = {"training": asdict(training), "steps": steps, "data": store.meta["sha256"], "options": getattr(module, "options", {})}
+    recipe = {key: value for key, value in asdict(training).items() if key not in ("device", "log_every", "checkpoint_every")}
+    identity = {"training": recipe, "steps": steps, "data": store.meta["sha256"], "options": getattr(module, "options", {})}
     identity = json.loads(json.dumps(identity))
     step, entries = resume(out, module, optimiser, identity, accelerator)
     model.train()

@@ -22,7 +22,6 @@ VALUES = {
 }
 
 
-
 def _project_file(name):
     checkout = Path(__file__).resolve().parents[1]
     for folder in (paths.home(), checkout):

@@ -57,7 +57,7 @@ def macro(per_label):
 
 
 def patient_counts(patients, n=1000, seed=0):
-    """Bootstrap over patients: int (n, records), how often each record occurs in each resample (all records of a drawn patient together)."""
+    """Bootstrap over patients: int (n, records), how often each record is in each resample; a drawn patient brings all records along."""
     if n < 1:
         raise CremaError(f"a bootstrap needs at least one resample, not {n}")
     _, patient = np.unique(np.asarray(patients), return_inverse=True)

@@ -3,6 +3,8 @@
 The width, depth and heads of Ti, S and B are those of ViT (Dosovitskiy et al. 2021; Touvron et al. 2021); everything else here is ours.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -110,6 +112,21 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=float(rate)) for rate in rates)
         self.norm = nn.LayerNorm(width)
         self.apply(_initialise)
+
+    @classmethod
+    def from_pretrained(cls, folder, **options):
+        """Load from a folder that `save_pretrained` wrote, or from a Hugging Face hub id; evaluation mode.
+
+        Raises:
+            CremaError: nothing there, a damaged file, or weights that do not fit the configuration beside them.
+        """
+        try:
+            if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+                raise FileNotFoundError("no config.json")
+            return super().from_pretrained(str(folder), **options).eval()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CremaError(f"{folder} holds no Signal Transformer that can be loaded: {reason}") from None
 
     @classmethod
     def of_size(cls, size, **options):

@@ -1,6 +1,8 @@
 """The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
 
+import numpy as np
 import pytest
+import wfdb
 
 from crema_lib import __main__ as cli
 from crema_lib import bookbuild
@@ -63,9 +65,23 @@ def test_options_that_are_not_given_stay_with_the_function(monkeypatch, capsys):
     assert cli.main(["book", "--only", "03", "04", "-p", "seed=1", "-p", "lr=1e-4", "--no-render"]) == 0
     assert calls == [{"profile": "quick", "only": ["03", "04"], "overrides": ["seed=1", "lr=1e-4"], "out": "_build", "render_pages": False}]
     assert capsys.readouterr().out == "there\n"
-    monkeypatch.setattr("crema_lib.prepare.prepare", lambda name, **options: calls.append((name, options)) or "done")
-    assert cli.main(["data", "prepare", "x", "--source", "d", "--limit", "5"]) == 0
-    assert calls[-1] == ("x", {"source": "d", "fs": 100, "seconds": 10, "limit": 5})
+    monkeypatch.setattr("crema_lib.archive.verify", lambda name, **options: calls.append((name, options)) or ["a", "b"])
+    assert cli.main(["data", "verify", "x", "--source", "d"]) == 0
+    assert calls[-1] == ("x", {"source": "d"})
+    assert "2 files" in capsys.readouterr().out
+
+
+def test_prepare_says_what_it_did(tmp_path, capsys):
+    for i, name in enumerate(("good", "bad")):
+        signal = np.random.default_rng(i).integers(-900, 900, (1000, 2))
+        wfdb.wrsamp(
+            name, 100, ["mV"] * 2, ["I", "II"], d_signal=signal, fmt=["16"] * 2, adc_gain=[1000.0] * 2, baseline=[0] * 2, write_dir=tmp_path
+        )
+    with open(tmp_path / "bad.dat", "r+b") as file:
+        file.truncate(100)
+    assert cli.main(["data", "prepare", "mine", "--source", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
+    out = capsys.readouterr().out
+    assert "left out bad:" in out and "1 records, 1 left out" in out
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (CremaError("x"), 1)])

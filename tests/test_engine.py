@@ -19,13 +19,13 @@ QUICK = {"batch_size": 8, "epochs": 2, "log_every": 3, "checkpoint_every": 5}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return simulated_store(tmp_path_factory.mktemp("data") / "store", 40, seed=0, fs=100, seconds=4)
+    return simulated_store(tmp_path_factory.mktemp("data") / "store", 40, seed=0, fs=100, seconds=5)
 
 
 def model(leads=None):
     torch.manual_seed(1)
     options = {"leads": leads} if leads else {}
-    return CRMAE(SiT(fs=100, seconds=4, width=16, depth=2, heads=2, **options), decoder_width=32, decoder_depth=1, projection=8)
+    return CRMAE(SiT(fs=100, seconds=5, width=16, depth=2, heads=2, **options), decoder_width=32, decoder_depth=1, projection=8)
 
 
 def weights(module):
@@ -78,12 +78,12 @@ def test_decay_is_for_matrices(store):
 
 
 def test_it_learns_and_logs(store, tmp_path):
-    log = fit(model(), store, np.arange(40), Training(**{**QUICK, "epochs": 20}), tmp_path, progress=False)
+    log = fit(model(), store, np.arange(40), Training(**{**QUICK, "epochs": 10}), tmp_path, progress=False)
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     pd.testing.assert_frame_equal(pd.DataFrame(lines), log)
     assert {"step", "epoch", "lr", "loss", "mae", "contrast", "records_per_s", "seconds"} == set(log)
-    assert log["step"].iloc[-1] == 100 and len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert log["step"].iloc[-1] == 50 and len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_same_seed_same_weights(store, tmp_path):

@@ -155,7 +155,7 @@ def test_papermill_itself_stops_at_a_bad_parameter(tmp_path):
 def test_papermill_from_any_folder_gives_what_the_runner_gives(project, tmp_path, python):
     draw = "import numpy as np\nimport torch\n\nvalue = float(np.random.rand() + torch.rand(1))"
     keep = """
-p.data, p.records, p.fs, p.seconds = "simulated", 10, 100, 2
+p.data, p.records, p.fs, p.seconds = "simulated", 10, 100, 5
 metric = {"name": "draw", "task": "-", "model": "-", "value": value, "low": 0, "high": 2, "n": 1, "seed": p.seed}
 notebook.record(p, [metric], notebook.open_data(p))
 """
@@ -208,13 +208,13 @@ def test_a_gpu_that_is_not_there():
 
 def test_open_data(project, monkeypatch):
     monkeypatch.setenv("CREMA_DATA", str(project / "data"))
-    p = types.SimpleNamespace(data="simulated", records=20, fs=100, seconds=4)
+    p = types.SimpleNamespace(data="simulated", records=20, fs=100, seconds=5)
     store = notebook.open_data(p)
     assert len(store) == 20
     assert notebook.open_data(p).meta["sha256"] == store.meta["sha256"]
     with pytest.raises(CremaError, match="number of records to simulate"):
         notebook.open_data(types.SimpleNamespace(**{**vars(p), "records": 0}))
-    with pytest.raises(CremaError, match=r"python -m crema_lib data prepare ptb-xl --fs 100 --seconds 4"):
+    with pytest.raises(CremaError, match=r"python -m crema_lib data prepare ptb-xl --fs 100 --seconds 5"):
         notebook.open_data(types.SimpleNamespace(**{**vars(p), "data": "ptb-xl"}))
 
 

@@ -46,26 +46,26 @@ def test_info_nce_knows_the_partner():
 def test_masked_loss_against_numpy():
     rng = np.random.default_rng(0)
     p, t, w = 2 * rng.normal(size=(3, 4, 6)), rng.normal(size=(3, 4, 6)), rng.integers(0, 2, (3, 4, 6)).astype(float)
-    total = sum(w[i] * (0.5 * d * d if abs(d) < 1 else abs(d) - 0.5) for i, d in ((i, p[i] - t[i]) for i in np.ndindex(3, 4, 6)))
+    total = sum(w[i] * (p[i] - t[i]) ** 2 for i in np.ndindex(3, 4, 6))
     assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / w.sum())
 
 
 def test_mae_of_the_model_against_a_slow_one():
-    """The reconstruction loss of a forward pass without augmentation, patch by patch and lead by lead."""
-    m = model(lead_drop=0.0, noise=0.0, gain=0.0).eval()
-    x, mask = torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool)
-    mask[1, 3:5] = False
-    visible, hidden = views.random_mask(2, 16, 0.7)
-    predicted = m.decode(m.encoder(x, mask, visible), visible, hidden)
-    fast = masked_loss(predicted, *m.target(x, mask, hidden)).item()
+    """The loss of given predictions, patch by patch and lead by lead, with leads that never were and leads that were lost."""
+    m = model().eval()
+    x, has, seen = torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool), torch.ones(2, 12, dtype=torch.bool)
+    has[1, 3:5] = seen[1, 3:5] = False
+    seen[0, 7] = False
+    visible, _ = views.random_mask(2, 16, 0.7)
+    predicted = m.decode(m.encoder(x, seen, visible), visible, 16)
+    fast = masked_loss(predicted, *m.target(x, has, seen, visible)).item()
     losses = []
     for i in range(2):
-        for k, patch in enumerate(hidden[i].tolist()):
+        for patch in range(16):
             for lead in range(12):
-                if mask[i, lead]:
+                if has[i, lead] and not (patch in visible[i] and seen[i, lead]):
                     true = x[i, lead, 25 * patch : 25 * patch + 25] / m.encoder.scale[lead]
-                    d = (predicted[i, k, 25 * lead : 25 * lead + 25] - true).abs()
-                    losses += torch.where(d < 1, d * d / 2, d - 0.5).tolist()
+                    losses += (predicted[i, patch, 25 * lead : 25 * lead + 25] - true).square().tolist()
     assert fast == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_gradient_reaches_what_it_should_and_nothing_else():
         return {name.split(".")[0] for name, p in m.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
     m = model()
-    heads = {"embed", "hidden_token", "position", "decoder", "predict"}
+    heads = {"embed", "hidden_token", "neighbours", "decoder", "predict"}
     assert touched(m, m(batch())["mae"]) == {"encoder"} | heads
     assert touched(m, m(batch())["contrast"]) == {"encoder", "projector"}
     losses = m(batch())
@@ -111,17 +111,19 @@ def test_lost_leads_are_still_asked_for_and_leads_that_never_were_are_not():
     mask[:, 5] = False
     clean, _, seen = m.view(x, mask)
     assert (seen.sum(1) < 11).any() and not seen[:, 5].any()
-    _, weight = m.target(clean, mask, torch.tensor([[0, 1]] * 4))
-    by_lead = weight.view(4, 2, 12, 25)
-    assert not by_lead[:, :, 5].any() and by_lead[:, :, [i for i in range(12) if i != 5]].all()
+    visible = torch.tensor([[0, 1]] * 4)
+    asked = m.target(clean, mask, seen, visible)[1].view(4, 16, 12, 25).bool()
+    assert torch.equal(asked[:, 2:].all(dim=(1, 3)), mask) and not asked[:, :, 5].any()
+    assert torch.equal(asked[:, :2].all(dim=(1, 3)), mask & ~seen)
 
 
 def test_patch_norm_targets_have_no_level_and_unit_size():
     m = model(patch_norm=True)
-    target, _ = m.target(torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool), torch.tensor([[0, 1]] * 2))
-    by_lead = target.view(2, 2, 12, 25)
+    has = torch.ones(2, 12, dtype=torch.bool)
+    target, _ = m.target(torch.randn(2, 12, 400), has, has, torch.tensor([[0, 1]] * 2))
+    by_lead = target.view(2, 16, 12, 25)
     assert by_lead.mean(-1).abs().max() < 1e-4
-    torch.testing.assert_close(by_lead.var(-1), torch.ones(2, 2, 12), atol=0.02, rtol=0)
+    torch.testing.assert_close(by_lead.var(-1), torch.ones(2, 16, 12), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("patch_norm", [False, True])

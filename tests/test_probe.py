@@ -13,12 +13,12 @@ from crema_lib.sit import SiT
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return simulated_store(tmp_path_factory.mktemp("data") / "store", 400, seed=0, fs=100, seconds=4)
+    return simulated_store(tmp_path_factory.mktemp("data") / "store", 400, seed=0, fs=100, seconds=5)
 
 
 def encoder(**options):
     torch.manual_seed(0)
-    return SiT(**{"fs": 100, "seconds": 4, "width": 32, "depth": 2, "heads": 2, **options})
+    return SiT(**{"fs": 100, "seconds": 5, "width": 32, "depth": 2, "heads": 2, **options})
 
 
 def test_weights_equal_scikit_learn():

@@ -48,7 +48,7 @@ def test_positions_against_a_loop():
     codes = sincos(7, 10)
     for n in range(7):
         for k in range(5):
-            angle = n / 10000 ** (2 * k / 10)
+            angle = n / 100 ** (2 * k / 10)
             assert codes[n, k] == pytest.approx(np.sin(angle), abs=1e-6)
             assert codes[n, 5 + k] == pytest.approx(np.cos(angle), abs=1e-6)
 
@@ -173,3 +173,20 @@ def test_bad_configurations(options, sentence):
 def test_signals_that_do_not_fit(shape):
     with pytest.raises(CremaError, match="this SiT takes"):
         small()(torch.zeros(shape))
+
+
+def test_corrupted_and_foreign_models(tmp_path):
+    with pytest.raises(CremaError, match="holds no Signal Transformer"):
+        SiT.from_pretrained(tmp_path)
+    small().save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"width": 32', '"width": 64'))
+    with pytest.raises(CremaError, match="holds no Signal Transformer"):
+        SiT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CremaError, match="holds no Signal Transformer"):
+        SiT.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    assert not SiT.from_pretrained(tmp_path).training

@@ -1,0 +1,62 @@
+"""From parameters to a probe: the whole road, twice, gives the same numbers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from crema_lib import params
+from crema_lib.objectives import CRMAE
+from crema_lib.pretrain import lead_scale, new_encoder, pretrain
+from crema_lib.probe import embed_store, probe_task
+from crema_lib.simulate import simulated_store
+from crema_lib.sit import SiT
+from crema_lib.store import TRAIN
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return simulated_store(tmp_path_factory.mktemp("data") / "store", 300, seed=0, fs=100, seconds=5)
+
+
+def parameters(run_dir, **changes):
+    quick = {**params.load_profile("quick"), "width": 48, "depth": 2, "epochs": 2, "batch_size": 32, "device": "cpu"}
+    return SimpleNamespace(**{**quick, **changes, "run_dir": run_dir})
+
+
+def test_lead_scale_is_the_root_mean_square_of_leads_that_are_there(store):
+    rows = store.rows(TRAIN)
+    x = store.signals[rows].astype(float) / 1000
+    np.testing.assert_allclose(lead_scale(store, rows), np.sqrt((x**2).mean((0, 2))), atol=1e-4)
+
+
+def test_parameters_reach_the_encoder(store, tmp_path):
+    encoder = new_encoder(parameters(tmp_path, stem="conv", patch=20), store, store.rows(TRAIN))
+    assert (encoder.width, len(encoder.blocks), encoder.patch, encoder.seconds) == (48, 2, 20, 5)
+    assert type(encoder.stem).__name__ == "ConvStem"
+    assert tuple(encoder.band) == tuple(store.meta["band"])
+
+
+def test_same_profile_and_seed_same_metrics(store, tmp_path):
+    values = []
+    for i, seed in enumerate((0, 0, 1)):
+        p = parameters(tmp_path / str(i), seed=seed)
+        pretrain(p, store, progress=False)
+        encoder = SiT.from_pretrained(p.run_dir / "pretrain" / "model")
+        result, _ = probe_task(store, {"m": embed_store(encoder, store)}, "super", bootstrap=50)
+        values.append((result.macro("m"), result.per_label["m"].tolist()))
+    assert values[0] == values[1]
+    assert values[0] != values[2]
+
+
+def test_what_is_saved_is_what_was_trained(store, tmp_path):
+    p = parameters(tmp_path, contrast_weight=0.7, mask_ratio=0.5)
+    model, log = pretrain(p, store, progress=False)
+    again = CRMAE.from_pretrained(tmp_path / "pretrain" / "model").eval()
+    assert (again.contrast_weight, again.mask_ratio) == (0.7, 0.5)
+    x, hidden = store.read([0, 1]), torch.tensor([[2, 3]] * 2)
+    assert torch.equal(model.reconstruct(x, hidden=hidden)[0], again.reconstruct(x, hidden=hidden)[0])
+    assert log["epoch"].iloc[-1] == 2
+    resumed, same = pretrain(p, store, progress=False)
+    assert same.equals(log) and torch.equal(resumed.reconstruct(x, hidden=hidden)[0], again.reconstruct(x, hidden=hidden)[0])
