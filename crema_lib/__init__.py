@@ -2,8 +2,8 @@
 
 One direction of flow, each module one step, importing only modules to its left::
 
-    errors, leads, paths -> manifest -> records -> store <- prepare, simulate -> labels -> views -> sit -> objectives -> engine
-        -> probe -> metrics -> runs -> plots -> params, notebook -> bookbuild -> __main__
+    errors, leads, paths -> manifest, archive -> records -> sources -> store <- prepare, simulate -> labels -> views -> sit
+        -> objectives -> engine -> pretrain -> metrics -> probe -> runs -> plots -> params, notebook -> bookbuild -> __main__
 """
 
 __version__ = "0.1.0"

@@ -120,7 +120,10 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
     recipe = {key: value for key, value in asdict(training).items() if key not in ("device", "log_every", "checkpoint_every")}
     identity = {"training": recipe, "steps": steps, "data": store.meta["sha256"], "options": getattr(module, "options", {})}
     identity = json.loads(json.dumps(identity))
-    step, entries = resume(out, module, optimiser, identity, accelerator)
+    step, entries = resume(out, module, optimiser, identity)
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))  # without what came after the checkpoint
     model.train()
     bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
     sums, began, since = {}, time.perf_counter() - (entries[-1]["seconds"] if entries else 0), time.perf_counter()
@@ -154,6 +157,9 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
                 )
             sums, since = {}, now
             entries.append(entry)
+            if accelerator.is_main_process:
+                with open(out / "log.jsonl", "a") as file:
+                    file.write(json.dumps(entry) + "\n")
             bar.set_postfix({name: f"{entry[name]:.3f}" for name in losses})
         if accelerator.is_main_process and (step % training.checkpoint_every == 0 or step == steps):
             save(out, accelerator.unwrap_model(model), optimiser, step, entries, identity)
@@ -162,7 +168,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
 
 
 def save(out, module, optimiser, step, entries, identity):
-    """Write a checkpoint whole or not at all (write, fsync, rename), keep the last two, rewrite log.jsonl."""
+    """Write a checkpoint whole or not at all (write, fsync, rename); keep the last two."""
     folder = out / "checkpoints" / f"{step:08d}"
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -181,12 +187,11 @@ def save(out, module, optimiser, step, entries, identity):
         os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
-    (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     for old in sorted(p for p in folder.parent.iterdir() if p.suffix != ".part")[:-2]:
         shutil.rmtree(old)
 
 
-def resume(out, module, optimiser, identity, accelerator):
+def resume(out, module, optimiser, identity):
     """Load the newest checkpoint of `out`, if there is one: (step, log entries)."""
     found = sorted(p for p in (out / "checkpoints").glob("*") if p.suffix != ".part")
     if not found:

@@ -93,7 +93,7 @@ def test_choices():
 
 
 def test_whole_numbers_become_floats_where_floats_are_meant():
-    value = check({"lr": 1})["minutes"]
+    value = check({"lr": 1})["lr"]
     assert value == 1.0
     assert isinstance(value, float)
 

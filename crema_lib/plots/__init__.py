@@ -1,0 +1,34 @@
+"""The figures of the book: pure functions of arrays and tables that return a matplotlib Figure.
+
+One style: as wide as the text column, colours of Okabe and Ito (2008) that colour-blind readers can tell apart, a unit on every axis.
+Signals are float mV arrays, twelve leads in the order of `crema_lib.leads.LEADS`; times are seconds.
+"""
+
+from .paper import LAYOUTS, ecg, superclasses
+from .scores import CHANCE, comparison, curves, label_forest
+from .signals import attention, positions, reconstruction, spectra, tokens
+from .style import BLUE, GREY, INK, OKABE_ITO, SHADE, STYLE, VERMILLION, WIDTH, use_style
+
+__all__ = [
+    "BLUE",
+    "CHANCE",
+    "GREY",
+    "INK",
+    "LAYOUTS",
+    "OKABE_ITO",
+    "SHADE",
+    "STYLE",
+    "VERMILLION",
+    "WIDTH",
+    "attention",
+    "comparison",
+    "curves",
+    "ecg",
+    "label_forest",
+    "positions",
+    "reconstruction",
+    "spectra",
+    "superclasses",
+    "tokens",
+    "use_style",
+]
