@@ -40,9 +40,9 @@ $(BIN)/python:
 
 # One stamp each: pip runs again only when what is asked for changes.
 $(VENV)/.book-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[book]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[book]'
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[book,dev]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[book,dev]'
 	@touch $@ $(VENV)/.book-installed
