@@ -6,4 +6,9 @@ One direction of flow, each module one step, importing only modules to its left:
         -> objectives -> engine -> pretrain -> metrics -> probe -> runs -> plots -> params, notebook -> bookbuild -> __main__
 """
 
+import warnings
+
+# Progress bars here are text; what the libraries below say of missing notebook widgets would only spoil a chapter's page.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 The width, depth and heads of Ti, S and B are those of ViT (Dosovitskiy et al. 2021; Touvron et al. 2021); everything else here is ours.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         try:
             if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
                 raise FileNotFoundError("no config.json")
-            return super().from_pretrained(str(folder), **options).eval()
+            with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
+                return super().from_pretrained(str(folder), **options).eval()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise CremaError(f"{folder} holds no Signal Transformer that can be loaded: {reason}") from None
