@@ -162,7 +162,8 @@ def table(frame, caption, decimals=3):
     """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash."""
     style = frame.style.hide(axis="index").format(precision=decimals, na_rep="–").set_caption(caption)
     numbers = frame.select_dtypes("number").columns
-    return style.set_properties(subset=numbers, **{"text-align": "right"}).set_uuid(f"{zlib.crc32(caption.encode()):08x}")
+    right = {column: [{"selector": "th, td", "props": "text-align: right"}] for column in numbers}
+    return style.set_table_styles(right).set_uuid(f"{zlib.crc32(caption.encode()):08x}")
 
 
 def _versions(device):
