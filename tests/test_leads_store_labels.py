@@ -138,7 +138,7 @@ def test_matrix():
 def test_counts_of_real_ptbxl(real_data):
     """Superclass counts against a search of the raw text of each record's statements."""
     table = pd.read_csv(real_data / "ptb-xl" / "ptbxl_database.csv", usecols=["scp_codes"])["scp_codes"]
-    joined = table.str.findall(r"'(\w+)'").str.join(";")
+    joined = table.str.findall(r"'([^']+)'").str.join(";")
     targets, names, _ = labels.matrix(pd.DataFrame({"labels": joined}), "super")
     statements = pd.read_csv(real_data / "ptb-xl" / "scp_statements.csv", index_col=0)
     for name, column in zip(names, targets.T, strict=True):
