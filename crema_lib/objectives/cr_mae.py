@@ -46,8 +46,8 @@ class CRMAE(Objective):
     Two views of each record are drawn: a random start and gain give the clean view, the target; noise and lost leads then corrupt what
     the encoder is shown. Each view is masked by itself; the encoder sees visible patches only, both views in one pass. The decoder puts
     them in their places, lets each place hear its neighbours through one convolution (after Chu et al. 2023, arXiv 2102.10882: finding
-    a neighbour by attention alone took longer than the several hundred steps we watched), and predicts the hidden patches of all leads and the lost leads of the
-    visible ones. The regulariser contrasts the projected means of the visible tokens.
+    a neighbour by attention alone took longer than the several hundred steps we watched), and predicts the hidden patches of all leads
+    and the lost leads of the visible ones. The regulariser contrasts the projected means of the visible tokens.
 
     Args:
         encoder: a `SiT`.
