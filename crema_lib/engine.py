@@ -35,6 +35,7 @@ class Training:
     betas: tuple = (0.9, 0.95)
     precision: str = "no"  # "no", "bf16" or "fp16"
     device: str = "auto"  # "cpu" keeps off a GPU that is there
+    compile: bool = False  # torch.compile: needs a C++ compiler, pays in runs of many minutes
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -89,13 +90,15 @@ def parameter_groups(module, weight_decay):
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def fit(module, store, rows, training, out, *, targets=None, groups=None, progress=True):
+def fit(module, store, rows, training, out, *, targets=None, groups=None, companion=None, progress=True):
     """Train a module whose forward takes a batch and returns a dict of scalar losses with `loss` among them.
 
     Args:
         module: an `Objective`, or anything of that shape. store, rows: an `EcgStore` and the row numbers to train on.
         training: a `Training`. out: folder of the run (log.jsonl, checkpoints/). targets: passed on in each batch.
         groups: optimiser groups (default `parameter_groups`), each may carry its own `lr`.
+        companion: called with (step, steps) after each update; returns a dict of numbers for the log or None. Its `state_dict()` goes
+            into the checkpoints. See `finetune.EarlyChoice`.
 
     Returns:
         DataFrame of the log: step, epoch, lr, records_per_s, seconds and each loss averaged over `log_every` steps.
@@ -117,20 +120,22 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
     optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     model, optimiser = accelerator.prepare(module, optimiser)
-    recipe = {key: value for key, value in asdict(training).items() if key not in ("device", "log_every", "checkpoint_every")}
+    recipe = {key: value for key, value in asdict(training).items() if key not in ("device", "compile", "log_every", "checkpoint_every")}
     identity = {"training": recipe, "steps": steps, "data": store.meta["sha256"], "options": getattr(module, "options", {})}
     identity = json.loads(json.dumps(identity))
-    step, entries = resume(out, module, optimiser, identity)
+    step, entries = resume(out, module, optimiser, identity, companion)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))  # without what came after the checkpoint
     model.train()
+    forward = torch.compile(model) if training.compile else model
+    noted = {}
     bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
     sums, began, since = {}, time.perf_counter() - (entries[-1]["seconds"] if entries else 0), time.perf_counter()
     while step < steps:
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * cosine(step, steps, training.warmup)
-        losses = model(batches[step])
+        losses = forward(batches[step])
         accelerator.backward(losses["loss"])
         if training.clip:
             accelerator.clip_grad_norm_(model.parameters(), training.clip)
@@ -139,6 +144,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
         for name, value in losses.items():  # summed on the device: reading a value here would stall a GPU at every step
             sums[name] = sums.get(name, 0) + value.detach()
         step += 1
+        if companion is not None:
+            noted |= companion(step, steps) or {}
         bar.update()
         if step % training.log_every == 0 or step == steps:
             count = (step - 1) % training.log_every + 1
@@ -150,24 +157,25 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, progre
                 **{name: float(value) / count for name, value in sums.items()},
                 "records_per_s": count * training.batch_size / (now - since),
                 "seconds": now - began,
+                **noted,
             }
             if not math.isfinite(entry["loss"]):
                 raise CremaError(
                     f"the loss is {entry['loss']} within steps {step - count + 1} to {step}: lower lr; the last checkpoint is kept"
                 )
-            sums, since = {}, now
+            sums, noted, since = {}, {}, now
             entries.append(entry)
             if accelerator.is_main_process:
                 with open(out / "log.jsonl", "a") as file:
                     file.write(json.dumps(entry) + "\n")
             bar.set_postfix({name: f"{entry[name]:.3f}" for name in losses})
         if accelerator.is_main_process and (step % training.checkpoint_every == 0 or step == steps):
-            save(out, accelerator.unwrap_model(model), optimiser, step, entries, identity)
+            save(out, accelerator.unwrap_model(model), optimiser, step, entries, identity, companion)
     bar.close()
     return pd.DataFrame(entries)
 
 
-def save(out, module, optimiser, step, entries, identity):
+def save(out, module, optimiser, step, entries, identity, companion=None):
     """Write a checkpoint whole or not at all (write, fsync, rename); keep the last two."""
     folder = out / "checkpoints" / f"{step:08d}"
     part = folder.with_suffix(".part")
@@ -180,6 +188,7 @@ def save(out, module, optimiser, step, entries, identity):
         "step": step,
         "log": entries,
         "identity": identity,
+        "companion": companion.state_dict() if companion is not None else None,
     }
     with open(part / "state.pt", "wb") as file:
         torch.save(state, file)
@@ -191,7 +200,7 @@ def save(out, module, optimiser, step, entries, identity):
         shutil.rmtree(old)
 
 
-def resume(out, module, optimiser, identity):
+def resume(out, module, optimiser, identity, companion=None):
     """Load the newest checkpoint of `out`, if there is one: (step, log entries)."""
     found = sorted(p for p in (out / "checkpoints").glob("*") if p.suffix != ".part")
     if not found:
@@ -205,6 +214,8 @@ def resume(out, module, optimiser, identity):
         raise CremaError(f"{out} holds a run with another {' and '.join(wrong)}: choose another folder, or delete it to start anew")
     module.load_state_dict(state["module"])
     optimiser.load_state_dict(state["optimiser"])
+    if companion is not None:
+        companion.load_state_dict(state["companion"])
     torch.set_rng_state(state["generators"][0])
     if torch.cuda.is_available() and len(state["generators"]) > 1:
         torch.cuda.set_rng_state(state["generators"][1])

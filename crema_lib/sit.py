@@ -202,11 +202,16 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         """Names that `features` knows."""
         return ("mean", "layers", "cls") if self.cls is not None else ("mean", "layers")
 
-    def features(self, signal, lead_mask=None, readout="mean"):
+    def feature_size(self, readout="mean"):
+        """Length of the vector that `features` gives."""
+        return self.width * (min(4, len(self.blocks)) if readout == "layers" else 1)
+
+    def features(self, signal, lead_mask=None, readout="mean", visible=None):
         """One vector a record.
 
         Args:
             readout: "mean" of the patch tokens, the "cls" token, or "layers": the means of the last four blocks side by side.
+            visible: as in `forward`.
 
         Returns:
             float (batch, width), or (batch, 4 * width) for "layers" (fewer where the SiT has fewer blocks).
@@ -215,8 +220,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             raise CremaError(f"unknown readout {readout!r} for this SiT: known are {', '.join(self.readouts)}")
         if readout == "layers":
             last = range(max(0, len(self.blocks) - 4), len(self.blocks))
-            return torch.cat([self.pool(tokens) for tokens in self(signal, lead_mask, layers=last)], dim=1)
-        tokens = self(signal, lead_mask)
+            return torch.cat([self.pool(tokens) for tokens in self(signal, lead_mask, visible, last)], dim=1)
+        tokens = self(signal, lead_mask, visible)
         return self.pool(tokens) if readout == "mean" else tokens[:, 0]
 
     @torch.no_grad()

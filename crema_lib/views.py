@@ -33,6 +33,16 @@ def shift(signal, samples=None):
     return signal.gather(2, index[:, None].expand_as(signal))
 
 
+def crop(signal, samples):
+    """A random window of each record: (batch, leads, length) -> (batch, leads, samples)."""
+    batch, leads, length = signal.shape
+    if not 0 < samples <= length:
+        raise CremaError(f"a crop of {samples} samples does not fit into {length}")
+    start = torch.randint(0, length - samples + 1, (batch, 1), device=signal.device)
+    index = start + torch.arange(samples, device=signal.device)
+    return signal.gather(2, index[:, None].expand(-1, leads, -1))
+
+
 def gain(signal, spread=0.2):
     """Multiply each record by exp(spread * N(0, 1)): electrode contact and body habitus scale all leads alike."""
     return signal * torch.exp(spread * torch.randn(len(signal), 1, 1, device=signal.device))

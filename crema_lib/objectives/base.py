@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +18,8 @@ class Objective(nn.Module):
     `objective.json` and `heads.safetensors` hold the options and everything that is not the encoder.
     """
 
+    encoders: ClassVar = {"SiT": SiT}  # classes that `from_pretrained` may meet
+
     def __init__(self, encoder, **options):
         super().__init__()
         self.encoder, self.options = encoder, options
@@ -27,7 +30,8 @@ class Objective(nn.Module):
         self.encoder.save_pretrained(folder)
         heads = {key: value.contiguous() for key, value in self.state_dict().items() if not key.startswith("encoder.")}
         save_file(heads, folder / "heads.safetensors")
-        (folder / "objective.json").write_text(json.dumps({"class": type(self).__name__, "options": self.options}, indent=1) + "\n")
+        saved = {"class": type(self).__name__, "encoder": type(self.encoder).__name__, "options": self.options}
+        (folder / "objective.json").write_text(json.dumps(saved, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -44,7 +48,7 @@ class Objective(nn.Module):
             raise CremaError(f"{folder} holds no readable objective: {error}") from None
         if saved["class"] != cls.__name__:
             raise CremaError(f"{folder} holds the objective {saved['class']}, not {cls.__name__}")
-        model = cls(SiT.from_pretrained(folder), **saved["options"])
+        model = cls(cls.encoders[saved.get("encoder", "SiT")].from_pretrained(folder), **saved["options"])
         missing, unexpected = model.load_state_dict(heads, strict=False)
         if unexpected or any(not key.startswith("encoder.") for key in missing):
             raise CremaError(f"the heads in {folder} do not fit {cls.__name__} with the options beside them")

@@ -1,0 +1,267 @@
+"""Fine-tuning: an encoder and one linear head, trained together on labels, with early choice on fold 9.
+
+One network learns all tasks at once, one output a label; a record that a task leaves out adds nothing to the loss of that task.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from . import labels, splits, views
+from .engine import fit, parameter_groups
+from .errors import CremaError
+from .metrics import auroc, macro
+from .objectives import Objective
+from .sit import SiT
+from .xresnet import XResNet1d
+
+YEARS = (60.0, 20.0)  # an output o of the task `age` means 60 + 20 o years; the numbers only set where training starts
+
+
+class Classifier(Objective):
+    """Encoder, dropout and a linear head.
+
+    Args:
+        encoder: a `SiT`, or anything with its attributes and `features`.
+        columns: dict task -> list of label names; the head has one output a name. The task `age` is a number, all others are 0/1.
+        readout: see `SiT.features`. dropout: before the head.
+        crop: s, length of the random window in training; 0 for the whole recording, rolled in time by a random amount.
+        token_drop: share of tokens left out in training (PatchDropout, Liu et al. 2023, arXiv 2208.07220): faster, and it regularises.
+        lead_drop, noise, gain: light augmentations, see `views`.
+        blocks: train only the last so many transformer blocks (and the last norm and the head); None for everything.
+    """
+
+    encoders = {"SiT": SiT, "XResNet1d": XResNet1d}  # noqa: RUF012
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        columns,
+        readout="mean",
+        dropout=0.1,
+        crop=0.0,
+        token_drop=0.0,
+        lead_drop=0.1,
+        noise=0.03,
+        gain=0.1,
+        blocks=None,
+    ):
+        options = {key: value for key, value in locals().items() if key not in ("self", "encoder", "__class__")}
+        super().__init__(encoder, **options)
+        self.__dict__.update(options)
+        self.samples = round((crop or encoder.seconds) * encoder.fs)
+        if self.samples % encoder.patch or not 0 < self.samples <= round(encoder.seconds * encoder.fs):
+            raise CremaError(f"a crop of {crop} s is no whole number of tokens ({encoder.patch} samples) within {encoder.seconds} s")
+        if readout not in encoder.readouts:
+            raise CremaError(f"unknown readout {readout!r} for this encoder: known are {', '.join(encoder.readouts)}")
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.feature_size(readout), sum(map(len, columns.values()))))
+        nn.init.normal_(self.head[1].weight, std=0.01)
+        nn.init.zeros_(self.head[1].bias)
+        number = [task == "age" for task, names in columns.items() for _ in names]
+        self.register_buffer("number", torch.tensor(number), persistent=False)
+        if blocks is not None:
+            if not 0 <= blocks <= len(encoder.blocks):
+                raise CremaError(f"the last {blocks} blocks cannot be trained: this encoder has {len(encoder.blocks)}")
+            encoder.requires_grad_(False)
+            for part in self._trained():
+                part.requires_grad_(True)
+
+    def _trained(self):
+        """Parts of the encoder that train when `blocks` is given."""
+        return [*self.encoder.blocks[len(self.encoder.blocks) - self.blocks :], self.encoder.norm] if self.blocks else []
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.blocks is not None:  # what is frozen stays in evaluation mode: no drop path, no moving statistics
+            self.encoder.eval()
+            for part in self._trained():
+                part.train(mode)
+        return self
+
+    def group_matcher(self, coarse=False):
+        """Layers from input to output, for timm's layer-wise learning rates."""
+        return {"stem": r"^encoder\.(stem|missing|cls)", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r".", (99999,))]}
+
+    def augment(self, signal, lead_mask):
+        full = self.samples == signal.shape[2]
+        signal = views.shift(signal) if full else views.crop(signal, self.samples)
+        return views.noise(views.gain(signal, self.gain), self.noise, self.encoder.fs), views.drop_leads(lead_mask, self.lead_drop)
+
+    def forward(self, batch):
+        """Batch with `signal`, `lead_mask` and `target` (NaN: not known) -> dict of losses."""
+        signal, lead_mask, target = batch["signal"], batch["lead_mask"], batch["target"]
+        visible = None
+        if self.training:
+            signal, lead_mask = self.augment(signal, lead_mask)
+            if self.token_drop:
+                visible, _ = views.random_mask(len(signal), self.samples // self.encoder.patch, self.token_drop, signal.device)
+        outputs = self.head(self.encoder.features(signal, lead_mask, self.readout, visible)).float()
+        known = ~target.isnan()
+        wanted = target.nan_to_num()
+        wrong = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        if self.number.any():
+            wrong = torch.where(self.number, (outputs - (wanted - YEARS[0]) / YEARS[1]).square(), wrong)
+        return {"loss": (wrong * known).sum() / known.sum().clamp(min=1)}
+
+    def outputs(self, signal, lead_mask=None):
+        """Probabilities (and years, for the task `age`) of whole recordings, the mean over half-overlapping crops where there is a crop.
+
+        signal: float (batch, leads, samples), mV. Returns float (batch, outputs).
+        """
+        last = signal.shape[2] - self.samples
+        count = 1 + -(-2 * last // self.samples)
+        starts = np.unique(np.linspace(0, last, count).round().astype(int))
+        crops = [self.head(self.encoder.features(signal[:, :, s : s + self.samples], lead_mask, self.readout)).float() for s in starts]
+        mean = torch.stack([torch.where(self.number, YEARS[0] + YEARS[1] * one, one.sigmoid()) for one in crops]).mean(0)
+        return mean
+
+
+@torch.inference_mode()
+def scores(model, store, rows, *, batch_size=128, device="cpu"):
+    """What a `Classifier` says of the records of a store, in evaluation mode.
+
+    Returns:
+        float32 array (rows, outputs): probabilities, or years for the task `age`.
+
+    Raises:
+        CremaError: the store's rate, length or leads do not fit the encoder.
+    """
+    encoder = model.encoder
+    if store.fs != encoder.fs or store.seconds != encoder.seconds or not set(encoder.leads) <= set(store.meta["leads"]):
+        raise CremaError(
+            f"the network takes {encoder.seconds} s at {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
+            f"{store.path.name} holds {store.seconds} s at {store.fs} Hz"
+        )
+    pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
+    training = model.training
+    model = model.to(device).eval()
+    parts = []
+    for i in range(0, len(rows), batch_size):
+        chosen = rows[i : i + batch_size]
+        mask = torch.from_numpy(store.lead_mask[chosen][:, pick]).to(device)
+        parts.append(model.outputs(store.read(chosen, device)[:, pick], mask).cpu())
+    model.train(training)
+    return torch.cat(parts).numpy()
+
+
+def reached(columns, targets, outputs):
+    """One number a task, higher is better: macro AUROC, or for `age` the negative mean absolute error in years."""
+    result, start = {}, 0
+    for task, names in columns.items():
+        part = slice(start, start + len(names))
+        start += len(names)
+        known = ~np.isnan(targets[:, part]).any(1)
+        t, o = targets[known, part], outputs[known, part]
+        result[task] = -float(np.abs(t - o).mean()) if task == "age" else float(macro(auroc(t, o))[0])
+    return result
+
+
+class EarlyChoice:
+    """Moving average of the weights, scored now and then on the validation fold; the best one is kept.
+
+    The average is w <- d w + (1 - d) w_now with d = min(decay, (1 + step) / (10 + step)), so that early weights are soon forgotten.
+
+    Args:
+        module: what is trained. score: called with the averaged module, returns a dict of numbers; their mean decides.
+        times: how often a run is scored, evenly spaced, the last time at its end. decay: of the average.
+    """
+
+    def __init__(self, module, score, *, times=10, decay=0.99):
+        self.module, self.score, self.times, self.decay = module, score, times, decay
+        self.average = copy.deepcopy(module)
+        self.best, self.weights = -np.inf, {key: value.clone() for key, value in self.average.state_dict().items()}
+
+    @torch.no_grad()
+    def __call__(self, step, steps):
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, now in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+        if step * self.times // steps == (step - 1) * self.times // steps:
+            return None
+        values = self.score(self.average)
+        value = float(np.mean(list(values.values())))
+        if not np.isfinite(value):
+            raise CremaError(f"nothing can be chosen on the validation fold: {values}")
+        if value > self.best:
+            self.best, self.weights = value, {key: value.clone() for key, value in self.average.state_dict().items()}
+        return {f"valid {name}": value for name, value in values.items()}
+
+    def state_dict(self):
+        return {"average": self.average.state_dict(), "best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state):
+        self.average.load_state_dict(state["average"])
+        self.best, self.weights = state["best"], state["weights"]
+
+
+def targets_of(table, tasks):
+    """Targets of the tasks side by side (see `labels.joint`; `age` in years), and dict task -> label names."""
+    binary = [task for task in tasks if task != "age"]
+    parts, columns = [], {}
+    if binary:
+        targets, slices = labels.joint(table, binary)
+        parts, columns = [targets], {task: list(names) for task, (_, names) in slices.items()}
+    if "age" in tasks:
+        parts.append(labels.age(table).astype(np.float32)[:, None])
+        columns["age"] = ["years"]
+    return np.concatenate(parts, axis=1), columns
+
+
+def groups(model, training, layer_decay):
+    """AdamW groups with the learning rate of layer k of n at lr * layer_decay^(n - k) (Clark et al. 2020, arXiv 2003.10555), by timm."""
+    if layer_decay == 1:
+        return parameter_groups(model, training.weight_decay)
+    found = param_groups_layer_decay(model, training.weight_decay, layer_decay=layer_decay)
+    return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": training.lr * g["lr_scale"]} for g in found]
+
+
+def finetune(encoder, store, tasks, training, out, *, rows=None, layer_decay=1.0, decay=0.99, times=10, progress=True, **options):
+    """Fine-tune an encoder on folds 1 to 8, or some rows of them; the averaged weights that are best on fold 9 are kept.
+
+    Args:
+        encoder: trained in place. tasks: of `labels.BINARY`, or `age`. training: an `engine.Training`; a batch larger than the number of
+            rows is made as small. out: folder of the run; a finished run is read, an interrupted one goes on.
+        layer_decay: see `groups`. decay, times: see `EarlyChoice`. options: of `Classifier`.
+
+    Returns:
+        (model, log): the chosen `Classifier` in evaluation mode on the CPU, also in `out/model`, and the log of `engine.fit`.
+
+    Raises:
+        CremaError: see `splits.check`, `engine.fit`; an unknown task; a rate or leads that do not fit.
+    """
+    if store.fs != encoder.fs or store.seconds != encoder.seconds:
+        raise CremaError(
+            f"the encoder takes {encoder.seconds} s at {encoder.fs} Hz, {store.path.name} holds {store.seconds} s at {store.fs} Hz"
+        )
+    targets, columns = targets_of(store.table, tasks)
+    train, valid, _ = splits.parts(store.table, (~np.isnan(targets)).any(1))
+    rows = train if rows is None else np.asarray(rows)
+    if not np.isin(rows, train).all():
+        raise CremaError("fine-tuning takes recordings of folds 1 to 8 with a label of the tasks, and others were given")
+    torch.manual_seed(training.seed)
+    model = Classifier(encoder, columns=columns, **options)
+    training = dataclasses.replace(training, batch_size=min(training.batch_size, len(rows)))
+    device = "cuda" if torch.cuda.is_available() and training.device != "cpu" else "cpu"
+    model.to(device)
+
+    def score(module):
+        return reached(columns, targets[valid], scores(module, store, valid, device=device))
+
+    choice = EarlyChoice(model, score, times=times, decay=decay)
+    log = fit(
+        model, store, rows, training, out, targets=targets[rows], groups=groups(model, training, layer_decay),
+        companion=choice, progress=progress,
+    )  # fmt: skip
+    model.load_state_dict(choice.weights)
+    model.cpu().eval()
+    model.save_pretrained(out / "model")
+    return model, log
