@@ -8,7 +8,6 @@ from .engine import Training
 from .errors import CremaError
 from .finetune import finetune
 from .sit import SiT
-from .store import TRAIN
 from .xresnet import XResNet1d
 
 PRETRAINED, RANDOM, CNN = ARMS = ("CR-MAE", "random initialisation", "xresnet1d101")
@@ -38,8 +37,8 @@ def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
 def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=True):
     """Train one arm as the parameters say, on folds 1 to 8 or some rows of them.
 
-    The convolutional network has the recipe of its benchmark (crops of 2.5 s, a high learning rate, no layer decay); the SiT from
-    scratch has no layer decay, which would only hold its first layers back. Steps, labels, augmentations, averaging and choice are the same.
+    The convolutional network keeps the recipe of its benchmark (crops of 2.5 s, a high learning rate); the SiT from scratch has no layer
+    decay, which would only hold its first layers back. Labels, augmentations, averaging and choice are the same for all.
 
     Args:
         p: namespace of the chapter's parameters. name: added to the folder's name, for a run on some rows.

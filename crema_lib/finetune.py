@@ -86,7 +86,7 @@ class Classifier(Objective):
 
     def group_matcher(self, coarse=False):
         """Layers from input to output, for timm's layer-wise learning rates."""
-        return {"stem": r"^encoder\.(stem|missing|cls)", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r".", (99999,))]}
+        return {"stem": r"^encoder\.(?:stem|missing|cls)", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r".", (99999,))]}
 
     def augment(self, signal, lead_mask):
         full = self.samples == signal.shape[2]
