@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import r2_score
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -66,8 +67,9 @@ class Classifier(Objective):
         number = [task == "age" for task, names in columns.items() for _ in names]
         self.register_buffer("number", torch.tensor(number), persistent=False)
         if blocks is not None:
-            if not 0 <= blocks <= len(encoder.blocks):
-                raise CremaError(f"the last {blocks} blocks cannot be trained: this encoder has {len(encoder.blocks)}")
+            depth = len(getattr(encoder, "blocks", ()))
+            if not 0 <= blocks <= depth:
+                raise CremaError(f"the last {blocks} blocks cannot be trained: this encoder has {depth} transformer blocks")
             encoder.requires_grad_(False)
             for part in self._trained():
                 part.requires_grad_(True)
@@ -151,15 +153,38 @@ def scores(model, store, rows, *, batch_size=128, device="cpu"):
 
 
 def reached(columns, targets, outputs):
-    """One number a task, higher is better: macro AUROC, or for `age` the negative mean absolute error in years."""
+    """One number a task, higher is better: macro AUROC, or for `age` the share of variance explained (R^2).
+
+    Args:
+        columns: dict task -> label names. targets, outputs: float (records, outputs of all tasks), targets NaN where not known.
+    """
     result, start = {}, 0
     for task, names in columns.items():
         part = slice(start, start + len(names))
         start += len(names)
         known = ~np.isnan(targets[:, part]).any(1)
         t, o = targets[known, part], outputs[known, part]
-        result[task] = -float(np.abs(t - o).mean()) if task == "age" else float(macro(auroc(t, o))[0])
+        result[task] = float(r2_score(t, o)) if task == "age" else float(macro(auroc(t, o))[0])
     return result
+
+
+def of_task(columns, outputs, task, names):
+    """The columns of one task in the joint outputs; the statements of `diag`, `form` and `rhythm` are among those of `all`.
+
+    Args:
+        columns: dict task -> label names. outputs: (records, outputs of all tasks). task, names: what is wanted.
+
+    Returns:
+        (records, names).
+
+    Raises:
+        CremaError: the network was not trained on these labels.
+    """
+    start = dict(zip(columns, np.cumsum([0, *map(len, columns.values())]), strict=False))
+    for owner in (task, "all"):
+        if set(names) <= set(columns.get(owner, ())):
+            return outputs[:, [start[owner] + list(columns[owner]).index(name) for name in names]]
+    raise CremaError(f"this network was trained on {', '.join(columns)}: it has no outputs for the task {task}")
 
 
 class EarlyChoice:
