@@ -37,8 +37,9 @@ def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
 def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=True):
     """Train one arm as the parameters say, on folds 1 to 8 or some rows of them.
 
-    The convolutional network keeps the recipe of its benchmark (crops of 2.5 s, a high learning rate); the SiT from scratch has no layer
-    decay, which would only hold its first layers back. Labels, augmentations, averaging and choice are the same for all.
+    The convolutional network keeps the recipe of its benchmark: crops of 2.5 s, a high learning rate, a random head. Both SiTs start with
+    a linear probe as head; the one from scratch has no layer decay, which would only hold its first layers back. Labels, augmentations,
+    averaging and choice are the same for all.
 
     Args:
         p: namespace of the chapter's parameters. name: added to the folder's name, for a run on some rows.
@@ -60,7 +61,7 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
         seed=seed,
         checkpoint_every=200,
     )
-    options = {"crop": p.cnn_crop} if cnn else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout}
+    options = {"crop": p.cnn_crop} if cnn else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "probe_first": True}
     return finetune(
         new_encoder(arm, checkpoint, seed=seed, drop_path=p.drop_path), store, p.tasks, training, out, rows=rows,
         layer_decay=p.layer_decay if arm == PRETRAINED else 1.0, times=p.finetune_checks, progress=progress, **options,

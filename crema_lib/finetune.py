@@ -9,7 +9,9 @@ import dataclasses
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -18,9 +20,11 @@ from .engine import fit, parameter_groups
 from .errors import CremaError
 from .metrics import auroc, macro
 from .objectives import Objective
+from .probe import embed_store, fit_probe
 from .sit import SiT
 from .xresnet import XResNet1d
 
+STARTS = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties of the probes that a head may start from
 YEARS = (60.0, 20.0)  # an output o of the task `age` means 60 + 20 o years; the numbers only set where training starts
 
 
@@ -87,8 +91,8 @@ class Classifier(Objective):
         return self
 
     def group_matcher(self, coarse=False):
-        """Layers from input to output, for timm's layer-wise learning rates."""
-        return {"stem": r"^encoder\.(?:stem|missing|cls)", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r".", (99999,))]}
+        """Layers from input to output, for timm's layer-wise learning rates: stem, blocks (99999: the norm goes with the last), head."""
+        return {"stem": r"^encoder\.(?:stem|missing|cls)", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))]}
 
     def augment(self, signal, lead_mask):
         full = self.samples == signal.shape[2]
@@ -249,13 +253,43 @@ def groups(model, training, layer_decay):
     return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": training.lr * g["lr_scale"]} for g in found]
 
 
-def finetune(encoder, store, tasks, training, out, *, rows=None, layer_decay=1.0, decay=0.99, times=10, progress=True, **options):
+@torch.no_grad()
+def start_from_probe(model, store, targets, train, valid, device="cpu"):
+    """Set the head to linear probes of the encoder as it is (LP-FT, Kumar et al. 2022, arXiv 2202.10054).
+
+    A random head would push the first gradients through the encoder in random directions. Probes are fitted on `train`, their penalty
+    chosen on `valid`; a label that these rows lack starts at zero.
+    """
+    features = embed_store(model.encoder, store, np.r_[train, valid], readout=model.readout, device=device)
+    given = np.r_[targets[train], targets[valid]]
+    here = np.arange(len(given)) < len(train)
+    start = 0
+    for task, names in model.columns.items():
+        part = slice(start, start + len(names))
+        start += len(names)
+        known = ~np.isnan(given[:, part]).any(1)
+        (x, y), (xv, yv) = ((features[some], given[some, part]) for some in (known & here, known & ~here))
+        if task == "age":
+            scaler = StandardScaler().fit(x)
+            ridge = RidgeCV(alphas=np.logspace(0, 6, 13)).fit(scaler.transform(x), (y[:, 0] - YEARS[0]) / YEARS[1])
+            weight = torch.as_tensor(ridge.coef_ / scaler.scale_)[None].float()
+            bias = torch.tensor([ridge.intercept_ - scaler.mean_ @ (ridge.coef_ / scaler.scale_)]).float()
+        else:
+            probe, _ = fit_probe((x, y), (xv, yv), STARTS)
+            weight = (probe.weight / probe.deviation[:, None]).T
+            bias = probe.bias - weight @ probe.mean
+        model.head[1].weight[part], model.head[1].bias[part] = weight.to(device), bias.to(device)
+
+
+def finetune(
+    encoder, store, tasks, training, out, *, rows=None, layer_decay=1.0, decay=0.99, times=10, probe_first=False, progress=True, **options
+):
     """Fine-tune an encoder on folds 1 to 8, or some rows of them; the averaged weights that are best on fold 9 are kept.
 
     Args:
         encoder: trained in place. tasks: of `labels.BINARY`, or `age`. training: an `engine.Training`; a batch larger than the number of
             rows is made as small. out: folder of the run; a finished run is read, an interrupted one goes on.
-        layer_decay: see `groups`. decay, times: see `EarlyChoice`. options: of `Classifier`.
+        layer_decay: see `groups`. decay, times: see `EarlyChoice`. probe_first: see `start_from_probe`. options: of `Classifier`.
 
     Returns:
         (model, log): the chosen `Classifier` in evaluation mode on the CPU, also in `out/model`, and the log of `engine.fit`.
@@ -277,6 +311,8 @@ def finetune(encoder, store, tasks, training, out, *, rows=None, layer_decay=1.0
     training = dataclasses.replace(training, batch_size=min(training.batch_size, len(rows)))
     device = "cuda" if torch.cuda.is_available() and training.device != "cpu" else "cpu"
     model.to(device)
+    if probe_first and not (out / "checkpoints").is_dir():
+        start_from_probe(model, store, targets, rows, valid, device)
 
     def score(module):
         return reached(columns, targets[valid], scores(module, store, valid, device=device))
