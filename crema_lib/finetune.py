@@ -20,7 +20,7 @@ from .engine import fit, parameter_groups
 from .errors import CremaError
 from .metrics import auroc, macro
 from .objectives import Objective
-from .probe import embed_store, fit_probe
+from .probe import fit_probe
 from .sit import SiT
 from .xresnet import XResNet1d
 
@@ -99,15 +99,19 @@ class Classifier(Objective):
         signal = views.shift(signal) if full else views.crop(signal, self.samples)
         return views.noise(views.gain(signal, self.gain), self.noise, self.encoder.fs), views.drop_leads(lead_mask, self.lead_drop)
 
-    def forward(self, batch):
-        """Batch with `signal`, `lead_mask` and `target` (NaN: not known) -> dict of losses."""
-        signal, lead_mask, target = batch["signal"], batch["lead_mask"], batch["target"]
+    def features(self, signal, lead_mask):
+        """What the head sees, (batch, features): in training mode of an augmented view with tokens left out."""
         visible = None
         if self.training:
             signal, lead_mask = self.augment(signal, lead_mask)
             if self.token_drop:
                 visible, _ = views.random_mask(len(signal), self.samples // self.encoder.patch, self.token_drop, signal.device)
-        outputs = self.head(self.encoder.features(signal, lead_mask, self.readout, visible)).float()
+        return self.encoder.features(signal, lead_mask, self.readout, visible)
+
+    def forward(self, batch):
+        """Batch with `signal`, `lead_mask` and `target` (NaN: not known) -> dict of losses."""
+        target = batch["target"]
+        outputs = self.head(self.features(batch["signal"], batch["lead_mask"])).float()
         known = ~target.isnan()
         wanted = target.nan_to_num()
         wrong = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
@@ -257,10 +261,18 @@ def groups(model, training, layer_decay):
 def start_from_probe(model, store, targets, train, valid, device="cpu"):
     """Set the head to linear probes of the encoder as it is (LP-FT, Kumar et al. 2022, arXiv 2202.10054).
 
-    A random head would push the first gradients through the encoder in random directions. Probes are fitted on `train`, their penalty
-    chosen on `valid`; a label that these rows lack starts at zero.
+    A random head would push the first gradients through the encoder in random directions. Probes are fitted on `train`, augmented as in
+    training (a probe of clean features leans on directions that augmentation shakes), their penalty chosen on `valid`.
     """
-    features = embed_store(model.encoder, store, np.r_[train, valid], readout=model.readout, device=device)
+    batches = [np.r_[train, valid][i : i + 256] for i in range(0, len(train) + len(valid), 256)]
+    model.train()
+    model.encoder.eval()
+    leads = [list(store.meta["leads"]).index(lead) for lead in model.encoder.leads]
+    seen = [
+        model.features(store.read(rows, device)[:, leads], torch.from_numpy(store.lead_mask[rows][:, leads]).to(device)).cpu()
+        for rows in batches
+    ]
+    features = torch.cat(seen).numpy()
     given = np.r_[targets[train], targets[valid]]
     here = np.arange(len(given)) < len(train)
     start = 0
