@@ -61,7 +61,11 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
         seed=seed,
         checkpoint_every=200,
     )
-    options = {"crop": p.cnn_crop} if cnn else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "probe_first": True}
+    options = (
+        {"crop": p.cnn_crop}
+        if cnn
+        else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "probe_first": True, "dropout": 0.0}
+    )
     return finetune(
         new_encoder(arm, checkpoint, seed=seed, drop_path=p.drop_path), store, p.tasks, training, out, rows=rows,
         layer_decay=p.layer_decay if arm == PRETRAINED else 1.0, times=p.finetune_checks, progress=progress, **options,
