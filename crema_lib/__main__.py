@@ -79,6 +79,25 @@ def _book(args):
     print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages")))
 
 
+def _leakage_command(commands):
+    parser = commands.add_parser("leakage", help="patients, equal and near-equal recordings on two sides of a split or in two sets")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="prepared data sets, or folders of stores")
+    parser.add_argument("--checkpoint", metavar="DIR", help="folder of a model: which of the recordings its pretraining saw")
+    parser.add_argument("--threshold", type=float, help="correlation from which two recordings count as one (default: 0.99)")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 where anything leaks")
+    parser.set_defaults(run=_leakage)
+
+
+def _leakage(args):
+    from . import leakage
+
+    report = leakage.examine([leakage.find(name) for name in args.names], progress=True, **_given(args, "checkpoint", "threshold"))
+    print(report.wide().to_string(index=False))
+    print(f"leaks: {report.sentence() or 'none found'}")
+    if args.strict and report.sentence():
+        raise CremaError(f"recordings or patients leak: {report.sentence()}")
+
+
 def _given(args, *names):
     """The named options that were given, so that the defaults of the function called stay the only ones."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -91,6 +110,7 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
     _book_command(commands)
+    _leakage_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -1,16 +1,21 @@
 """The networks that every table compares, trained by one loop under one budget: pretrained, from scratch, and a convolutional one."""
 
 import json
+import re
 
+import numpy as np
 import torch
 
+from . import handcrafted, splits
 from .engine import Training
 from .errors import CremaError
-from .finetune import finetune
+from .finetune import finetune, targets_of
 from .sit import SiT
 from .xresnet import XResNet1d
 
-PRETRAINED, RANDOM, CNN = ARMS = ("CR-MAE", "random initialisation", "xresnet1d101")
+ARMS = ("CR-MAE", "CR-MAE, last 2 blocks", "random initialisation", "xresnet1d101")
+PRETRAINED, PARTLY, RANDOM, CNN = ARMS
+BOOSTING = "features + boosting"
 
 
 def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
@@ -25,7 +30,7 @@ def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
     """
     config = json.loads((checkpoint / "config.json").read_text())
     torch.manual_seed(seed)
-    if arm == PRETRAINED:
+    if arm in (PRETRAINED, PARTLY):
         return SiT.from_pretrained(checkpoint, drop_path=drop_path)
     if arm == RANDOM:
         return SiT(**{**config, "drop_path": drop_path})
@@ -37,9 +42,9 @@ def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
 def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=True):
     """Train one arm as the parameters say, on folds 1 to 8 or some rows of them.
 
-    The convolutional network keeps the recipe of its benchmark: crops of 2.5 s, a high learning rate, a random head. Both SiTs start with
-    a linear probe as head; the one from scratch has no layer decay, which would only hold its first layers back. Labels, augmentations,
-    averaging and choice are the same for all.
+    The convolutional network keeps the recipe of its benchmark: crops of 2.5 s and a high learning rate. A pretrained SiT starts with a
+    linear probe as head and lower learning rates in early layers; in the one from scratch there is nothing to protect, and both would
+    hold it back. Labels, augmentations, averaging and choice are the same for all.
 
     Args:
         p: namespace of the chapter's parameters. name: added to the folder's name, for a run on some rows.
@@ -47,7 +52,7 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
     Returns:
         (model, log): see `finetune.finetune`. A finished run in `p.run_dir/finetune` is read.
     """
-    out = p.run_dir / "finetune" / f"{arm.replace(' ', '-').lower()}-s{seed}{name}"
+    out = _folder(p, arm, seed, name)
     cnn = arm == CNN
     training = Training(
         epochs=p.cnn_epochs if cnn else p.finetune_epochs,
@@ -61,12 +66,35 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
         seed=seed,
         checkpoint_every=200,
     )
-    options = (
-        {"crop": p.cnn_crop}
-        if cnn
-        else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "probe_first": True, "dropout": 0.0}
-    )
+    options = {"crop": p.cnn_crop} if cnn else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "dropout": 0.0}
+    if arm in (PRETRAINED, PARTLY):
+        options |= {"probe_first": True, "layer_decay": p.layer_decay, "blocks": 2 if arm == PARTLY else None}
     return finetune(
-        new_encoder(arm, checkpoint, seed=seed, drop_path=p.drop_path), store, p.tasks, training, out, rows=rows,
-        layer_decay=p.layer_decay if arm == PRETRAINED else 1.0, times=p.finetune_checks, progress=progress, **options,
+        new_encoder(arm, checkpoint, seed=seed, drop_path=p.drop_path), store, p.heads, training, out,
+        rows=rows, times=p.finetune_checks, progress=progress, **options,
     )  # fmt: skip
+
+
+def boosting(p, store, *, workers=1, progress=True):
+    """Gradient boosting on the measurements of `handcrafted`, one ensemble a label, the number of trees chosen on fold 9.
+
+    Returns:
+        (columns, outputs): as `finetune.scores` would give them for fold 10, see `finetune.targets_of`. What was computed for the same
+        recordings and heads is read from `p.run_dir/finetune`.
+    """
+    heads = [task for task in p.heads if task != "age"]
+    targets, columns = targets_of(store.table, heads)
+    path = _folder(p, BOOSTING, p.seed) / f"{store.meta['sha256'][:16]}-{'-'.join(heads)}.npy"
+    if path.is_file():
+        return columns, np.load(path)
+    values, _ = handcrafted.features(store, workers=workers, progress=progress)
+    train, valid, test = splits.parts(store.table)
+    trees = handcrafted.Boosting(seed=p.seed).fit(values[train], targets[train], (values[valid], targets[valid]), progress=progress)
+    outputs = trees.scores(values[test])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, outputs)
+    return columns, outputs
+
+
+def _folder(p, arm, seed, name=""):
+    return p.run_dir / "finetune" / f"{re.sub(r'[^a-z0-9]+', '-', arm.lower())}-s{seed}{name}"

@@ -9,9 +9,7 @@ import dataclasses
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
-from sklearn.preprocessing import StandardScaler
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -21,6 +19,7 @@ from .errors import CremaError
 from .metrics import auroc, macro
 from .objectives import Objective
 from .probe import fit_probe
+from .regression import fit_ridge
 from .sit import SiT
 from .xresnet import XResNet1d
 
@@ -176,6 +175,11 @@ def reached(columns, targets, outputs):
     return result
 
 
+def covers(columns, task, names):
+    """True where a network with these columns has an output for each of the names of a task, see `of_task`."""
+    return any(set(names) <= set(columns.get(owner, ())) for owner in (task, "all"))
+
+
 def of_task(columns, outputs, task, names):
     """The columns of one task in the joint outputs; the statements of `diag`, `form` and `rhythm` are among those of `all`.
 
@@ -282,14 +286,11 @@ def start_from_probe(model, store, targets, train, valid, device="cpu"):
         known = ~np.isnan(given[:, part]).any(1)
         (x, y), (xv, yv) = ((features[some], given[some, part]) for some in (known & here, known & ~here))
         if task == "age":
-            scaler = StandardScaler().fit(x)
-            ridge = RidgeCV(alphas=np.logspace(0, 6, 13)).fit(scaler.transform(x), (y[:, 0] - YEARS[0]) / YEARS[1])
-            weight = torch.as_tensor(ridge.coef_ / scaler.scale_)[None].float()
-            bias = torch.tensor([ridge.intercept_ - scaler.mean_ @ (ridge.coef_ / scaler.scale_)]).float()
+            probe, _ = fit_ridge((x, (y[:, 0] - YEARS[0]) / YEARS[1]), (xv, (yv[:, 0] - YEARS[0]) / YEARS[1]))
         else:
             probe, _ = fit_probe((x, y), (xv, yv), STARTS)
-            weight = (probe.weight / probe.deviation[:, None]).T
-            bias = probe.bias - weight @ probe.mean
+        weight = (probe.weight.view(len(probe.mean), -1) / probe.deviation[:, None]).T
+        bias = probe.bias - weight @ probe.mean
         model.head[1].weight[part], model.head[1].bias[part] = weight.to(device), bias.to(device)
 
 

@@ -23,6 +23,7 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple = ()
+    empty: bool = False  # a list may have no entry
 
     @property
     def allowed(self):
@@ -58,8 +59,18 @@ SCHEMA = {
         Parameter("precision", str, "mixed precision", choices=("no", "bf16", "fp16")),
         Parameter("checkpoint", str, "folder of a pretrained model, '' for what the pretraining chapter made"),
         Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers")),
-        Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm")),
-        Parameter("networks", list, "networks to train", choices=("CR-MAE", "random initialisation", "xresnet1d101")),
+        Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
+        Parameter("curve_tasks", list, "label sets to draw curves of", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
+        Parameter("fractions", list, "labelled training recordings, per cent", choices=("1", "2", "5", "10", "25", "50", "100")),
+        Parameter("draws", int, "how often each fraction is drawn", 1, 100),
+        Parameter("models", list, "what is trained on a fraction", choices=("probe", "finetune")),
+        Parameter("heads", list, "what one network learns", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex", "age")),
+        Parameter(
+            "networks",
+            list,
+            "what to train",
+            choices=("CR-MAE", "CR-MAE, last 2 blocks", "random initialisation", "xresnet1d101", "features + boosting"),
+        ),  # fmt: skip
         Parameter("seeds", int, "runs of each network, with seeds 0, 1, ...", 1, 100),
         Parameter("finetune_epochs", float, "passes over the labelled records", 0.01, 10_000),
         Parameter("finetune_batch", int, "labelled records a step", 2, 65_536),
@@ -72,6 +83,10 @@ SCHEMA = {
         Parameter("cnn_epochs", float, "passes of the convolutional network", 0.01, 10_000),
         Parameter("cnn_lr", float, "highest learning rate of the convolutional network", 1e-8, 10),
         Parameter("cnn_crop", float, "its window, s, 0 for the whole record", 0, 60),
+        Parameter("bins", int, "bins of probability for reliability and ECE", 1, 100),
+        Parameter("sensitivity", float, "share of positives that a threshold must find", 0.01, 1),
+        Parameter("others", list, "further prepared data sets to compare with", empty=True),
+        Parameter("duplicate_threshold", float, "correlation from which two recordings count as one", 0.5, 1),
         Parameter("bootstrap", int, "resamplings of the patients for an interval", 1, 100_000),
         Parameter("device", str, "where to compute", choices=("auto", "cpu", "cuda")),
         Parameter("out", str, "folder of what a run leaves behind, '' for _runs/PROFILE-sSEED"),
@@ -107,8 +122,8 @@ def _checked(p, value):
         value = float(value)
     if type(value) is not p.type:
         raise CremaError(f"parameter {p.name} must be {_NAMES[p.type]}, not {value!r}{_hint(p, value)}")
-    if p.type is list and (not value or any(type(entry) is not str for entry in value)):
-        raise CremaError(f"parameter {p.name} must be a list of one or more texts, not {value!r}")
+    if p.type is list and (not (value or p.empty) or any(type(entry) is not str for entry in value)):
+        raise CremaError(f"parameter {p.name} must be a list of {'' if p.empty else 'one or more '}texts, not {value!r}")
     if p.type in (int, float) and not p.low <= value <= p.high:  # a NaN fails both comparisons
         raise CremaError(f"parameter {p.name} = {value!r} is out of range: {p.meaning}, {p.allowed}")
     for entry in value if p.type is list else [value]:

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from .engine import Training, fit
+from .leakage import remember
 from .objectives import build
 from .sit import SiT
 from .store import TRAIN
@@ -49,4 +50,5 @@ def pretrain(p, store, *, progress=True):
     log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
     model.cpu().eval()
     model.save_pretrained(p.run_dir / "pretrain" / "model")
+    remember(p.run_dir / "pretrain" / "model", store, rows)
     return model, log

@@ -1,5 +1,7 @@
 """The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
 
+import shutil
+
 import numpy as np
 import pytest
 import wfdb
@@ -7,6 +9,7 @@ import wfdb
 from crema_lib import __main__ as cli
 from crema_lib import bookbuild
 from crema_lib.errors import CremaError
+from crema_lib.simulate import simulated_store
 
 
 def test_help_needs_no_torch(python):
@@ -18,7 +21,9 @@ def test_help_needs_no_torch(python):
     assert "numpy" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["data"], ["data", "list"], ["data", "fetch"], ["data", "verify"], ["data", "prepare"], ["book"]])
+@pytest.mark.parametrize(
+    "words", [["data"], ["data", "list"], ["data", "fetch"], ["data", "verify"], ["data", "prepare"], ["book"], ["leakage"]]
+)
 def test_every_command_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*words, "--help"])
@@ -26,7 +31,7 @@ def test_every_command_explains_itself(words, capsys):
     assert "usage: crema_lib" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [[], ["boook"], ["data"], ["data", "fetch"], ["book", "--profil"]])
+@pytest.mark.parametrize("words", [[], ["boook"], ["data"], ["data", "fetch"], ["book", "--profil"], ["leakage"]])
 def test_wrong_usage_is_status_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
@@ -44,6 +49,7 @@ def test_wrong_usage_is_status_2(words, capsys):
         (["book", "-p", "seed"], "-p seed is no name=value"),
         (["data", "verify", "no-such-set"], "no-such-set"),
         (["data", "prepare", "no-such-set"], "no-such-set"),
+        (["leakage", "no-such-set"], "python -m crema_lib data prepare no-such-set"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_status_1(words, sentence, capsys):
@@ -82,6 +88,20 @@ def test_prepare_says_what_it_did(tmp_path, capsys):
     assert cli.main(["data", "prepare", "mine", "--source", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert "left out bad:" in out and "1 records, 1 left out" in out
+
+
+def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):
+    store = simulated_store(tmp_path / "mine", 40, seconds=5)
+    assert cli.main(["leakage", str(store.path), "--strict"]) == 0
+    assert "leaks: none found" in capsys.readouterr().out
+    shutil.copytree(store.path, tmp_path / "copy")
+    words = ["leakage", str(store.path), str(tmp_path / "copy")]
+    assert cli.main(words) == 0
+    assert "mine: 40 exact duplicates in other sets" in capsys.readouterr().out
+    assert cli.main([*words, "--strict"]) == 1
+    assert "error: recordings or patients leak: " in capsys.readouterr().err
+    assert cli.main([*words, "--checkpoint", str(tmp_path)]) == 1
+    assert "does not say what it was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (CremaError("x"), 1)])

@@ -4,6 +4,9 @@ One style: as wide as the text column, colours of Okabe and Ito (2008) that colo
 Signals are float mV arrays, twelve leads in the order of `crema_lib.leads.LEADS`; times are seconds.
 """
 
+from .calibration import reliability
+from .efficiency import label_efficiency
+from .leakage import closest
 from .paper import LAYOUTS, ecg, superclasses
 from .scores import CHANCE, comparison, curves, label_forest
 from .signals import attention, positions, reconstruction, spectra, tokens
@@ -21,12 +24,15 @@ __all__ = [
     "VERMILLION",
     "WIDTH",
     "attention",
+    "closest",
     "comparison",
     "curves",
     "ecg",
+    "label_efficiency",
     "label_forest",
     "positions",
     "reconstruction",
+    "reliability",
     "spectra",
     "superclasses",
     "tokens",

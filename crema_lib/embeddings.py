@@ -1,0 +1,143 @@
+"""Features of a store from a frozen encoder, computed once: a file for each encoder, data set, readout and choice of records."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .errors import CremaError
+
+
+@contextlib.contextmanager
+def frozen(encoder, device="cpu"):
+    """The encoder on a device, in evaluation mode and without gradients; afterwards every module is in the mode it was in before."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.to(device).eval()
+    try:
+        with torch.inference_mode():
+            yield encoder
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def fingerprint(encoder):
+    """SHA-256 of what an encoder is: class, configuration, and each parameter and buffer with its name, type and shape."""
+    config = json.dumps(getattr(encoder, "_hub_mixin_config", {}), sort_keys=True, default=str)  # heads, for one, show in no weight
+    digest = hashlib.sha256(f"{type(encoder).__name__} {config}".encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_out(encoder, signal, lead_mask, readouts):
+    """Several readouts of a batch from one pass through the encoder: dict readout -> tensor, see `embed_store`."""
+    if not hasattr(encoder, "blocks"):
+        return {name: encoder.features(signal, lead_mask, name) for name in readouts}
+    depth = len(encoder.blocks)
+    layers = encoder(signal, lead_mask, layers=range(max(0, depth - 4), depth))
+    known = {
+        "mean": lambda: encoder.pool(layers[-1]),
+        "cls": lambda: layers[-1][:, 0],
+        "layers": lambda: torch.cat([encoder.pool(tokens) for tokens in layers], dim=1),
+        "tokens": lambda: layers[-1][:, encoder.cls is not None :].half(),
+    }
+    return {name: known[name]() for name in readouts}
+
+
+def embed_store(encoder, store, rows=None, *, readout="mean", batch_size=256, device="cpu", cache=None, progress=False):
+    """Features of the records of a store from a frozen encoder (eval mode, no gradient).
+
+    Args:
+        rows: row numbers, default all. readout: see `SiT.features`; or "tokens" for all patch tokens after the last norm; or a list of
+            readouts, which then come from one pass.
+        cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout and
+            the rows; it is written whole or not at all, and four records are computed again before it is trusted.
+
+    Returns:
+        float32 array (rows, features); of "tokens" float16 (rows, tokens, width), a read-only memory map where there is a cache. For
+        a list of readouts a list of arrays.
+
+    Raises:
+        CremaError: the store's rate, length or leads do not fit the encoder, an unknown readout, or features that are not finite.
+    """
+    if store.fs != encoder.fs or not set(encoder.leads) <= set(store.meta["leads"]):
+        raise CremaError(
+            f"the encoder takes {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
+            f"{store.path.name} holds {store.fs} Hz and leads {' '.join(store.meta['leads'])}"
+        )
+    readouts = [readout] if isinstance(readout, str) else list(readout)
+    known = (*encoder.readouts, *["tokens"] * hasattr(encoder, "blocks"))
+    if unknown := [name for name in readouts if name not in known]:
+        raise CremaError(f"unknown readout {unknown[0]!r} for this {type(encoder).__name__}: known are {', '.join(known)}")
+    rows = np.arange(len(store)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if not len(rows):
+        raise CremaError("there is no record to embed")
+    pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
+    lead_mask = store.lead_mask[:, pick]
+
+    def embed(chosen):
+        mask = torch.from_numpy(lead_mask[chosen]).to(device)
+        found = read_out(encoder, store.read(chosen, device)[:, pick], mask, readouts)
+        if not all(value.isfinite().all() for value in found.values()):
+            raise CremaError("the encoder gives features that are NaN or infinite: its weights are damaged")
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    with frozen(encoder, device):
+        first, found, paths = embed(rows[:4]), {}, {}
+        if cache is not None:
+            key = hashlib.sha256(f"{fingerprint(encoder)} {store.meta['sha256']} ".encode() + rows.tobytes() + lead_mask[rows].tobytes())
+            paths = {name: Path(cache) / f"{key.hexdigest()[:32]}-{name}.npy" for name in readouts}
+            found = {name: _load(path, name) for name, path in paths.items()}
+        shapes = {name: (len(rows), *value.shape[1:]) for name, value in first.items()}
+        missing = [name for name in readouts if not _holds(found.get(name), shapes[name], first[name])]
+        if missing:
+            with _new_arrays({name: (shapes[name], first[name].dtype) for name in missing}, paths) as arrays:
+                for i in tqdm(range(0, len(rows), batch_size), desc="embedding", unit="batch", disable=not progress):
+                    batch = embed(rows[i : i + batch_size])
+                    for name, array in arrays.items():
+                        array[i : i + batch_size] = batch[name]
+            found |= arrays if cache is None else {name: _load(paths[name], name) for name in missing}
+    return found[readout] if isinstance(readout, str) else [found[name] for name in readouts]
+
+
+def _load(path, readout):
+    """The features in a file, or None where there is none or it is damaged."""
+    try:
+        return np.load(path, mmap_mode="r" if readout == "tokens" else None)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _holds(found, shape, first):
+    """A cache entry is there and says of the first records what the encoder says now: code that has changed since would show here."""
+    if found is None or found.shape != shape:
+        return False
+    rounding = 0.02 * max(float(first.std(dtype=np.float64)), 1e-6)  # of another device or batch size
+    return np.allclose(found[: len(first)], first, rtol=0, atol=rounding)
+
+
+@contextlib.contextmanager
+def _new_arrays(forms, paths):
+    """Empty arrays, dict name -> array, for forms name -> (shape, type); those with a path are a file, which is there once all are full."""
+    parts = {name: path.with_name(f"{path.stem}.{os.getpid()}.part") for name, path in paths.items() if name in forms}
+    for part in parts.values():
+        part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        arrays = {
+            name: np.lib.format.open_memmap(parts[name], "w+", dtype, shape) if name in parts else np.empty(shape, dtype)
+            for name, (shape, dtype) in forms.items()
+        }
+        yield arrays
+        for name, part in parts.items():
+            arrays[name].flush()
+            part.replace(paths[name])
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
