@@ -70,7 +70,7 @@ SCHEMA = {
             list,
             "what to train",
             choices=("CR-MAE", "CR-MAE, last 2 blocks", "random initialisation", "xresnet1d101", "features + boosting"),
-        ),  # fmt: skip
+        ),
         Parameter("seeds", int, "runs of each network, with seeds 0, 1, ...", 1, 100),
         Parameter("finetune_epochs", float, "passes over the labelled records", 0.01, 10_000),
         Parameter("finetune_batch", int, "labelled records a step", 2, 65_536),
