@@ -1,5 +1,6 @@
 """What all objectives share: options that are remembered, and saving of encoder and heads."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -48,7 +49,9 @@ class Objective(nn.Module):
             raise CremaError(f"{folder} holds no readable objective: {error}") from None
         if saved["class"] != cls.__name__:
             raise CremaError(f"{folder} holds the objective {saved['class']}, not {cls.__name__}")
-        model = cls(cls.encoders[saved.get("encoder", "SiT")].from_pretrained(folder), **saved["options"])
+        with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
+            encoder = cls.encoders[saved.get("encoder", "SiT")].from_pretrained(str(folder))
+        model = cls(encoder, **saved["options"])
         missing, unexpected = model.load_state_dict(heads, strict=False)
         if unexpected or any(not key.startswith("encoder.") for key in missing):
             raise CremaError(f"the heads in {folder} do not fit {cls.__name__} with the options beside them")
