@@ -36,6 +36,7 @@ __all__ = [
     "sensitivity",
     "specificity",
 ]
+REFLECTED = ("auprc", "ece")  # biased upwards in small sets: see `interval` and tests/test_metrics.py for what reflecting them gains
 FEW = 10  # with fewer positives an interval says little, and the benchmark's second rule leaves the label out
 
 
@@ -44,8 +45,8 @@ class Comparison:
     """One metric of several models on the same records.
 
     Arrays by model name: per_label (labels,), resampled (n, labels). `left_out` names the labels that cannot be scored. Intervals are 95 %
-    percentile intervals, of `ece` basic ones: chance makes it larger in every resample, as it did in the records themselves, so its
-    interval lies mostly below the value.
+    percentile intervals, those of `REFLECTED` metrics basic ones: chance makes such a metric larger in every resample, as it did in the
+    records themselves, so its interval lies mostly below the value.
     """
 
     names: tuple
@@ -61,8 +62,8 @@ class Comparison:
         return self.positives >= FEW
 
     def _interval(self, value, resamples):
-        found = interval(value, resamples, reflect=self.metric == "ece")
-        return Interval(found.value, max(found.low, 0), max(found.high, 0)) if self.metric == "ece" else found
+        found = interval(value, resamples, reflect=self.metric in REFLECTED)
+        return Interval(found.value, *np.clip([found.low, found.high], 0, 1).tolist()) if self.metric in REFLECTED else found
 
     def macro(self, model, labels=slice(None)):
         """Macro average of a model over some labels, an `Interval`."""

@@ -143,7 +143,8 @@ def bin_index(scores, bins, equal):
 def ece(targets, scores, weights=None, *, bins=15, equal="width", pooled=False):
     """Expected calibration error: mean distance between probability and observed rate over bins (Naeini et al. 2015, Guo et al. 2017).
 
-    Zero means that of all recordings given a probability p, a share p is positive. In small sets chance alone makes it larger.
+    Zero means that of all recordings given a probability p, a share p is positive. In small sets chance alone makes it larger (see
+    `calibration.chance_ece`), and differences between models near that level too small: judge those by log loss or Brier score.
 
     Args:
         bins, equal: see `bin_index`; the bins are those of the records given, the same in every resample.

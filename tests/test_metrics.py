@@ -241,7 +241,7 @@ def test_compare_takes_every_score(name):
     gain = result.gain("a", "b")
     assert (gain.low, gain.high) == pytest.approx(tuple(np.quantile(slow["a"] - slow["b"], [0.025, 0.975])))
     value, (low, high) = result.macro("b"), np.quantile(slow["b"], [0.025, 0.975])
-    expected = np.maximum([2 * value.value - high, 2 * value.value - low], 0) if name == "ece" else (low, high)
+    expected = np.clip([2 * value.value - high, 2 * value.value - low], 0, 1) if name in metrics.REFLECTED else (low, high)
     assert (value.low, value.high) == pytest.approx(tuple(expected))
 
 
@@ -262,6 +262,25 @@ def test_the_basic_interval_of_ece_covers_better():
             found = metrics.interval(metrics.ece(targets, p, bins=10)[0], resampled, reflect=reflect)
             hits[reflect] += found.low <= truth <= found.high
     assert hits[True] >= 45 > hits[False] + 10, "of 60"
+
+
+def test_the_basic_interval_of_rare_auprc_covers_better():
+    """Six labels of about five positives: a positive drawn twice counts as two recordings with one score, and raises the precision."""
+
+    def draw(n, seed):
+        rng = np.random.default_rng(seed)
+        targets = rng.random((n, 6)) < 0.01
+        return targets, 1.5 * targets + rng.normal(size=targets.shape)
+
+    truth, hits = metrics.auprc(*draw(200_000, 999)).mean(), {True: 0, False: 0}
+    for seed in range(50):
+        targets, scores = draw(500, seed)
+        value = metrics.macro(metrics.auprc(targets, scores))[0]
+        resampled = metrics.macro(metrics.auprc(targets, scores, metrics.patient_counts(np.arange(500), 150, seed)))[0]
+        for reflect in hits:
+            found = metrics.interval(value, resampled, reflect=reflect)
+            hits[reflect] += found.low <= truth <= found.high
+    assert hits[True] >= 40 > hits[False] + 10, "of 50"
 
 
 def test_p_values_are_uniform_without_a_difference_and_small_with_one():

@@ -127,14 +127,25 @@ def test_the_number_of_neighbours_is_chosen_on_the_validation_records():
 
 
 def test_attention_pooling_is_multi_head_attention_with_one_query():
-    torch.manual_seed(0)
-    ours, x = pooling.AttentionProbe(6, 3, heads=2), torch.randn(5, 4, 6)
-    torch.nn.init.normal_(ours.head.weight)
-    expected = ours.head.bias.repeat(5, 1)
+    x, y = problem(50, 6)
+    linear = probe.LinearProbe().fit(x.astype(np.float32), y, 0.1)
+    ours, tokens = pooling.AttentionProbe(linear, heads=2), torch.randn(5, 4, 6)
+    torch.nn.init.normal_(ours.weight)
+    z = (tokens - linear.mean) / linear.deviation
+    expected = linear.bias.repeat(5, 1)
     for h in range(2):
-        one = torch.nn.functional.scaled_dot_product_attention(ours.query[None, :, h][None].expand(5, 1, 6), x, x)[:, 0]
-        expected = expected + one @ ours.head.weight[:, 6 * h : 6 * h + 6].T
-    torch.testing.assert_close(ours(x), expected)
+        query = ours.query[:, h].expand(5, 1, 6)
+        pooled = torch.nn.functional.scaled_dot_product_attention(query, z, z)[:, 0]
+        expected = expected + pooled @ ours.weight[6 * h : 6 * h + 6]
+    torch.testing.assert_close(ours(tokens), expected)
+
+
+def test_attention_pooling_starts_as_the_linear_probe_of_the_mean_token():
+    x, y = problem(50, 6)
+    linear, tokens = probe.LinearProbe().fit(x.astype(np.float32), y, 0.1), np.random.default_rng(0).normal(size=(9, 4, 6))
+    start = pooling.AttentionProbe(linear)
+    torch.nn.init.zeros_(start.query)
+    np.testing.assert_allclose(start.scores(tokens), linear.scores(tokens.mean(1)), atol=1e-5)
 
 
 def test_attention_pooling_finds_the_token_that_counts():
@@ -145,7 +156,7 @@ def test_attention_pooling_finds_the_token_that_counts():
     tokens[np.arange(900), place, 1] = 2 * y[:, 0] - 1  # and this is what it says: the mean over tokens drowns it
     train, valid, test = (slice(0, 600), slice(600, 750), slice(750, 900))
     told = (tokens[train], y[train]), (tokens[valid], y[valid])
-    chosen, trail = pooling.fit_attention(*told, epochs=15, lr=0.05, batch_size=100)
+    chosen, trail = pooling.fit_attention(*told, epochs=15, lr=0.02, query_lr=0.2, batch_size=100)
     mean = probe.fit_probe(*((tokens[part].mean(1, dtype=np.float32), y[part]) for part in (train, valid)))[0]
     attended, averaged = (
         probe.auroc(y[test], s)[0] for s in (chosen.scores(tokens[test]), mean.scores(tokens[test].mean(1, dtype=np.float32)))

@@ -28,9 +28,10 @@ def label_efficiency(table, *, metric="Macro AUROC"):
             ax.plot(line["records"], line["value"], color=colour, marker=marker, ms=5, label=model)
         ticks = panel.groupby("share")["records"].mean()
         ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{records:,.0f}\n{100 * share:g} %" for share, records in ticks.items()])
+        ax.set_xticks(ticks, [f"{100 * share:g}" for share in ticks.index])  # counts would run into each other in two panels
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set(xlabel="Labelled recordings for training", ylabel=f"{metric} (95 % interval)", title=task or "")
+        whole = ticks.iloc[-1] / ticks.index[-1]
+        ax.set(xlabel=f"Labelled recordings, % of {whole:,.0f}", ylabel=f"{metric} (95 % interval)", title=task or "")
         ax.grid()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(models), 2))
     return fig
