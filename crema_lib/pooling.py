@@ -43,7 +43,7 @@ class AttentionProbe(torch.nn.Module):
         return torch.where(self.known, torch.cat(blocks), torch.nan).cpu().numpy()
 
 
-def fit_attention(train, valid, *, epochs=10, batch_size=256, lr=5e-4, query_lr=5e-3, weight_decay=1.0, heads=4, seed=0, device="cpu"):
+def fit_attention(train, valid, *, epochs=10, batch_size=256, lr=5e-4, query_lr=2e-2, weight_decay=2.0, heads=4, seed=0, device="cpu"):
     """Train an `AttentionProbe` with AdamW under one cycle of the learning rate; the epoch that is best on the validation records is kept.
 
     Args:
