@@ -1,9 +1,10 @@
 """crema_lib: the thin module behind the CREMA notebook book.
 
-One direction of flow, each module one step, importing only modules to its left::
+One direction of flow, each module one step, importing only what is to its left::
 
-    errors, leads, paths -> manifest, archive -> records -> sources -> store <- prepare, simulate -> labels -> views -> sit
-        -> objectives -> engine -> pretrain -> metrics -> probe -> runs -> plots -> params, notebook -> bookbuild -> __main__
+    errors, paths -> data (archive ... store, labels, splits) -> views, sit, xresnet, handcrafted -> embeddings -> metrics -> probes
+        -> objectives -> engine -> pretrain, finetune -> baselines -> evaluation, efficiency, folds, leakage -> runs -> plots
+        -> params, notebook -> bookbuild -> __main__
 """
 
 import warnings

@@ -36,25 +36,25 @@ def _data_commands(commands):
 
 
 def _data_list(args):
-    from . import manifest
+    from .data import manifest
 
     print(manifest.listing())
 
 
 def _data_fetch(args):
-    from . import archive
+    from .data import archive
 
     archive.fetch(args.name, **_given(args, "dest", "only"))
 
 
 def _data_verify(args):
-    from . import archive
+    from .data import archive
 
     print(f"{args.name}: {len(archive.verify(args.name, **_given(args, 'source'))):,} files, all as the archive publishes them")
 
 
 def _data_prepare(args):
-    from . import prepare
+    from .data import prepare
 
     store, report = prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "workers", "limit"))
     out = report[report["action"] == "left out"]

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import torch
 
-from . import handcrafted, splits
+from . import handcrafted
+from .data import splits
 from .engine import Training
 from .errors import CremaError
 from .finetune import finetune, targets_of

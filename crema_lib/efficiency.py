@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from . import splits
+from .data import splits
 from .errors import CremaError
 from .evaluation import average
 from .metrics import compare, macro
-from .probe import learnable
+from .probes.linear import learnable
 from .runs import METRIC_KEYS
 
 

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import torch
 
-from . import finetune, splits
-from .labels import age, matrix
+from . import finetune
+from .data import splits
+from .data.labels import age, matrix
 from .metrics import compare
-from .probe import fit_probe, learnable
-from .regression import compare_ages
+from .probes.linear import fit_probe, learnable
+from .probes.regression import compare_ages
 
 RULES = {"macro AUROC": lambda result: np.ones(len(result.names), bool), "macro AUROC, >= 10 positives": lambda result: result.frequent}
 

@@ -13,13 +13,14 @@ from sklearn.metrics import r2_score
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import labels, splits, views
+from . import views
+from .data import labels, splits
 from .engine import fit, parameter_groups
 from .errors import CremaError
 from .metrics import auroc, macro
 from .objectives import Objective
-from .probe import fit_probe
-from .regression import fit_ridge
+from .probes.linear import fit_probe
+from .probes.regression import fit_ridge
 from .sit import SiT
 from .xresnet import XResNet1d
 

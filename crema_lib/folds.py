@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from . import finetune, metrics, splits
-from .labels import matrix
-from .probe import fit_probe, learnable
+from . import finetune, metrics
+from .data import splits
+from .data.labels import matrix
+from .probes.linear import fit_probe, learnable
 
 
 @dataclass(frozen=True)

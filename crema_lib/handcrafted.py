@@ -18,10 +18,10 @@ from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from tqdm import tqdm
 
+from .data.leads import LEADS
+from .data.store import MV_PER_STEP, EcgStore
 from .errors import CremaError
-from .leads import LEADS
 from .metrics import auroc, macro
-from .store import MV_PER_STEP, EcgStore
 
 CHUNK = 128  # records at a time
 BEFORE, AFTER = 0.36, 0.64  # s of a beat around its R peak

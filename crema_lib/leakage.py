@@ -19,11 +19,11 @@ from scipy.signal import resample
 from scipy.signal.windows import hann
 from tqdm import tqdm
 
+from .data.leads import lead_index
+from .data.splits import SPLITS
+from .data.store import MV_PER_STEP, EcgStore
 from .errors import CremaError
-from .leads import lead_index
 from .paths import data_home
-from .splits import SPLITS
-from .store import MV_PER_STEP, EcgStore
 
 THRESHOLD = 0.99  # correlation from which two recordings count as one; noise of 14 % of the signal's standard deviation leads there
 MAX_SHIFT = 1.0  # s between the two windows

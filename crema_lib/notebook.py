@@ -105,14 +105,14 @@ def open_data(p):
         CremaError: the set is not prepared; the sentence gives the command.
     """
     if p.data == "simulated":
-        from .simulate import simulated_store
+        from .data.simulate import simulated_store
 
         if not p.records:
             raise CremaError("parameter records = 0 means all records of a prepared set: give the number of records to simulate")
         path = home() / "_runs" / "stores" / f"simulated-{p.records}-{p.fs}hz-{p.seconds}s"
         return simulated_store(path, p.records, seed=0, fs=p.fs, seconds=p.seconds)
-    from .prepare import store_path
-    from .store import EcgStore
+    from .data.prepare import store_path
+    from .data.store import EcgStore
 
     path = store_path(p.data, p.fs, p.seconds)
     if not (path / "store.json").is_file():

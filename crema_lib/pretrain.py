@@ -4,11 +4,11 @@ import dataclasses
 
 import torch
 
+from .data.store import TRAIN
 from .engine import Training, fit
 from .leakage import remember
 from .objectives import build
 from .sit import SiT
-from .store import TRAIN
 
 
 def lead_scale(store, rows):

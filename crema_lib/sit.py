@@ -12,9 +12,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from .data.leads import LEADS, to_canonical
+from .data.prepare import condition, crop_or_pad
 from .errors import CremaError
-from .leads import LEADS, to_canonical
-from .prepare import condition, crop_or_pad
 
 SIZES = {
     "xs": {"width": 192, "depth": 6, "heads": 3},

@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from .data.leads import LEADS
 from .errors import CremaError
-from .leads import LEADS
 
 DEPTHS = {"xresnet1d50": (3, 4, 6, 3), "xresnet1d101": (3, 4, 23, 3)}
 

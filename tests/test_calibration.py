@@ -12,12 +12,14 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, recall_score
 
-from crema_lib import calibration, finetune, metrics, plots, splits, thresholds
+from crema_lib import finetune, metrics, plots
+from crema_lib.data import splits
+from crema_lib.data.labels import matrix
+from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 from crema_lib.folds import score_folds
-from crema_lib.labels import matrix
-from crema_lib.probe import fit_probe
-from crema_lib.simulate import simulated_store
+from crema_lib.metrics import calibration, thresholds
+from crema_lib.probes.linear import fit_probe
 from crema_lib.sit import SiT
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crema_lib import challenge, labels
+from crema_lib.data import labels
 from crema_lib.errors import CremaError
+from crema_lib.metrics import challenge
 
 
 def reference(rewards, truth, called, normal):

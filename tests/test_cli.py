@@ -8,8 +8,8 @@ import wfdb
 
 from crema_lib import __main__ as cli
 from crema_lib import bookbuild
+from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
-from crema_lib.simulate import simulated_store
 
 
 def test_help_needs_no_torch(python):
@@ -71,7 +71,7 @@ def test_options_that_are_not_given_stay_with_the_function(monkeypatch, capsys):
     assert cli.main(["book", "--only", "03", "04", "-p", "seed=1", "-p", "lr=1e-4", "--no-render"]) == 0
     assert calls == [{"profile": "quick", "only": ["03", "04"], "overrides": ["seed=1", "lr=1e-4"], "out": "_build", "render_pages": False}]
     assert capsys.readouterr().out == "there\n"
-    monkeypatch.setattr("crema_lib.archive.verify", lambda name, **options: calls.append((name, options)) or ["a", "b"])
+    monkeypatch.setattr("crema_lib.data.archive.verify", lambda name, **options: calls.append((name, options)) or ["a", "b"])
     assert cli.main(["data", "verify", "x", "--source", "d"]) == 0
     assert calls[-1] == ("x", {"source": "d"})
     assert "2 files" in capsys.readouterr().out

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from crema_lib import engine
+from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Batches, Training, cosine, fit, parameter_groups
 from crema_lib.errors import CremaError
 from crema_lib.objectives import CRMAE
-from crema_lib.simulate import simulated_store
 from crema_lib.sit import SiT
 
 QUICK = {"batch_size": 8, "epochs": 2, "log_every": 3, "checkpoint_every": 5}

@@ -8,11 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import r2_score, roc_auc_score
 
-from crema_lib import baselines, engine, finetune, labels, splits
+from crema_lib import baselines, engine, finetune
+from crema_lib.data import labels, splits
+from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Training
 from crema_lib.errors import CremaError
 from crema_lib.finetune import Classifier, EarlyChoice
-from crema_lib.simulate import simulated_store
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from crema_lib import handcrafted, labels
+from crema_lib import handcrafted
+from crema_lib.data import labels
+from crema_lib.data.leads import LEADS
+from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 from crema_lib.handcrafted import Boosting, measure
-from crema_lib.leads import LEADS
-from crema_lib.simulate import simulated_store
 
 
 @pytest.fixture(scope="module")

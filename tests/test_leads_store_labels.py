@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crema_lib import labels
+from crema_lib.data import labels
+from crema_lib.data.leads import LEADS, lead_index, to_canonical
+from crema_lib.data.store import COLUMNS, EcgStore, StoreWriter, to_steps
 from crema_lib.errors import CremaError
-from crema_lib.leads import LEADS, lead_index, to_canonical
-from crema_lib.store import COLUMNS, EcgStore, StoreWriter, to_steps
 
 
 @pytest.mark.parametrize("spelling", ["AVR", "aVR", "MDC_ECG_LEAD_AVR", "Lead aVR", "ecg_avr", " avr "])

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crema_lib import leakage, params, plots
+from crema_lib.data.simulate import simulate, simulated_store
+from crema_lib.data.store import COLUMNS, TEST, TRAIN, EcgStore, StoreWriter
 from crema_lib.errors import CremaError
 from crema_lib.pretrain import pretrain
-from crema_lib.simulate import simulate, simulated_store
-from crema_lib.store import COLUMNS, TEST, TRAIN, EcgStore, StoreWriter
 
 N = 300
 

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from pybtex.database import parse_string
 
-from crema_lib import archive as archives
-from crema_lib import manifest
+from crema_lib.data import archive as archives
+from crema_lib.data import manifest
 from crema_lib.errors import CremaError
 
 ROOT = Path(__file__).resolve().parents[1]

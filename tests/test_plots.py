@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from crema_lib import plots
+from crema_lib.data.leads import LEADS
 from crema_lib.errors import CremaError
-from crema_lib.leads import LEADS
 
 FS = 100
 

@@ -10,10 +10,10 @@ import pytest
 import wfdb
 from scipy.signal import butter, sosfiltfilt
 
+from crema_lib.data.leads import LEADS
+from crema_lib.data.prepare import condition, crop_or_pad, fold_of, prepare, store_path
+from crema_lib.data.store import EcgStore, StoreWriter
 from crema_lib.errors import CremaError
-from crema_lib.leads import LEADS
-from crema_lib.prepare import condition, crop_or_pad, fold_of, prepare, store_path
-from crema_lib.store import EcgStore, StoreWriter
 
 
 def sine(hz, fs, seconds=10, amplitude=1.0):
@@ -165,7 +165,7 @@ def test_one_bad_record_never_stops_the_rest(tmp_path):
 
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("crema_lib.prepare.CHUNK", 3)
+    monkeypatch.setattr("crema_lib.data.prepare.CHUNK", 3)
     for i in range(20):
         steps = ecg(fs=100, seconds=10 + i % 3, seed=i)
         write(tmp_path / "in", f"r{i:03}", steps if i % 7 else steps * 0, fs=100)

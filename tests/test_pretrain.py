@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from crema_lib import params
+from crema_lib.data.simulate import simulated_store
+from crema_lib.data.store import TRAIN
+from crema_lib.embeddings import embed_store
 from crema_lib.objectives import CRMAE
 from crema_lib.pretrain import lead_scale, new_encoder, pretrain
-from crema_lib.probe import embed_store, probe_task
-from crema_lib.simulate import simulated_store
+from crema_lib.probes.linear import probe_task
 from crema_lib.sit import SiT
-from crema_lib.store import TRAIN
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from crema_lib import embeddings, labels, neighbours, pooling, probe, regression
+from crema_lib import embeddings
+from crema_lib.data import labels
+from crema_lib.data.simulate import simulated_store
+from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
-from crema_lib.simulate import simulated_store
+from crema_lib.metrics import auroc
+from crema_lib.probes import linear as probe
+from crema_lib.probes import neighbours, pooling, regression
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
 
@@ -158,12 +163,10 @@ def test_attention_pooling_finds_the_token_that_counts():
     told = (tokens[train], y[train]), (tokens[valid], y[valid])
     chosen, trail = pooling.fit_attention(*told, epochs=15, lr=0.02, query_lr=0.2, batch_size=100)
     mean = probe.fit_probe(*((tokens[part].mean(1, dtype=np.float32), y[part]) for part in (train, valid)))[0]
-    attended, averaged = (
-        probe.auroc(y[test], s)[0] for s in (chosen.scores(tokens[test]), mean.scores(tokens[test].mean(1, dtype=np.float32)))
-    )
+    attended, averaged = (auroc(y[test], s)[0] for s in (chosen.scores(tokens[test]), mean.scores(tokens[test].mean(1, dtype=np.float32))))
     assert attended > averaged + 0.1
     best = max(trail, key=lambda entry: entry["valid"])["valid"]
-    assert probe.auroc(y[valid], chosen.scores(tokens[valid]))[0] == pytest.approx(best), "the kept weights are those of the best epoch"
+    assert auroc(y[valid], chosen.scores(tokens[valid]))[0] == pytest.approx(best), "the kept weights are those of the best epoch"
     short = [pooling.fit_attention(*told, epochs=1)[0].scores(tokens[test]) for _ in range(2)]
     np.testing.assert_array_equal(*short)
 
@@ -228,12 +231,12 @@ def test_a_convolutional_network_is_frozen_too(store):
     model = XResNet1d(fs=100, seconds=5, width=4, depth="xresnet1d50", hidden=16).train()
     unchanged(model, store, "mean")
     with pytest.raises(CremaError, match="unknown readout 'tokens' for this XResNet1d"):
-        probe.embed_store(model, store, readout="tokens")
+        embed_store(model, store, readout="tokens")
 
 
 def unchanged(model, store, readout):
     before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    first, second = (probe.embed_store(model, store, range(24), readout=readout, batch_size=size) for size in (24, 10))
+    first, second = (embed_store(model, store, range(24), readout=readout, batch_size=size) for size in (24, 10))
     np.testing.assert_allclose(first, second, atol=1e-2 if readout == "tokens" else 1e-5, err_msg="no drop path, no batch statistics")
     assert model.training
     after = dict([*model.named_parameters(), *model.named_buffers()])
@@ -245,7 +248,7 @@ def test_embed_store_equals_features(store):
     model = encoder(cls_token=True).eval()
     rows = [5, 17, 3]
     signal, mask = store.read(rows), torch.from_numpy(store.lead_mask[rows])
-    *vectors, tokens = probe.embed_store(model, store, rows, readout=["mean", "cls", "layers", "tokens"])
+    *vectors, tokens = embed_store(model, store, rows, readout=["mean", "cls", "layers", "tokens"])
     with torch.no_grad():
         for readout, found in zip(("mean", "cls", "layers"), vectors, strict=True):
             np.testing.assert_allclose(found, model.features(signal, mask, readout), atol=1e-6)
@@ -255,17 +258,17 @@ def test_embed_store_equals_features(store):
 
 def test_a_second_embedding_comes_from_the_cache(store, tmp_path):
     model = encoder()
-    fresh = probe.embed_store(model, store)
-    first = probe.embed_store(model, store, cache=tmp_path)
+    fresh = embed_store(model, store)
+    first = embed_store(model, store, cache=tmp_path)
     np.testing.assert_array_equal(first, fresh)
     batches = []
     model.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
-    np.testing.assert_array_equal(probe.embed_store(model, store, cache=tmp_path), first)
+    np.testing.assert_array_equal(embed_store(model, store, cache=tmp_path), first)
     assert batches == [4], "four records are computed, to compare"
-    tokens = [probe.embed_store(model, store, readout="tokens", cache=tmp_path) for _ in range(2)]
+    tokens = [embed_store(model, store, readout="tokens", cache=tmp_path) for _ in range(2)]
     assert isinstance(tokens[0], np.memmap) and not tokens[0].flags.writeable
     np.testing.assert_array_equal(*tokens)
-    both = probe.embed_store(model, store, readout=["tokens", "mean"], cache=tmp_path)
+    both = embed_store(model, store, readout=["tokens", "mean"], cache=tmp_path)
     np.testing.assert_array_equal(both[0], tokens[0])
     np.testing.assert_array_equal(both[1], first)
     assert sorted(path.name.rsplit("-")[-1] for path in tmp_path.iterdir()) == ["mean.npy", "tokens.npy"]
@@ -273,7 +276,7 @@ def test_a_second_embedding_comes_from_the_cache(store, tmp_path):
 
 def test_what_changes_the_features_misses_the_cache(store, tmp_path):
     def entries(model, data=store, **options):
-        probe.embed_store(model, data, **{"rows": range(40), "cache": tmp_path, **options})
+        embed_store(model, data, **{"rows": range(40), "cache": tmp_path, **options})
         return len(list(tmp_path.iterdir()))
 
     assert entries(encoder()) == 1
@@ -297,16 +300,16 @@ def test_what_changes_the_features_misses_the_cache(store, tmp_path):
 
 def test_a_cache_entry_that_does_not_hold_is_made_anew(store, tmp_path):
     model, options = encoder(), {"rows": range(40), "cache": tmp_path}
-    right = probe.embed_store(model, store, **options)
+    right = embed_store(model, store, **options)
     (path,) = tmp_path.iterdir()
     for damage in (lambda: path.write_bytes(path.read_bytes()[:-50]), lambda: path.write_bytes(b""), lambda: np.save(path, right + 1)):
         damage()
-        np.testing.assert_array_equal(probe.embed_store(model, store, **options), right)
+        np.testing.assert_array_equal(embed_store(model, store, **options), right)
     path.unlink()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(0) if len(calls) < 4 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        probe.embed_store(model.train(), store, batch_size=8, **options)
+        embed_store(model.train(), store, batch_size=8, **options)
     assert not list(tmp_path.iterdir()), "whole or not at all"
     assert model.training
 
@@ -317,17 +320,17 @@ def test_an_encoder_that_does_not_fit(store):
         (encoder(seconds=2), "500 samples do not fit"),
     ):
         with pytest.raises(CremaError, match=sentence):
-            probe.embed_store(model, store)
+            embed_store(model, store)
     eight = type(store)(store.path)
     eight.meta["leads"] = store.meta["leads"][:8]
     with pytest.raises(CremaError, match=r"and leads I II III .* holds 100 Hz and leads I II"):
-        probe.embed_store(encoder(), eight)
+        embed_store(encoder(), eight)
     with pytest.raises(CremaError, match="no record to embed"):
-        probe.embed_store(encoder(), store, [])
+        embed_store(encoder(), store, [])
     damaged = encoder()
     damaged.norm.weight.data[0] = torch.nan
     with pytest.raises(CremaError, match="NaN or infinite: its weights are damaged"):
-        probe.embed_store(damaged, store)
+        embed_store(damaged, store)
     assert embeddings.fingerprint(damaged) != embeddings.fingerprint(encoder())
 
 
@@ -343,13 +346,13 @@ def test_probe_task_keeps_folds_apart(store):
 
     x = np.arange(400, dtype=np.float32)[:, None]
     result, trail = probe.probe_task(store, {"row": (fit, x)}, "super", bootstrap=20)
-    kept, fold = probe.matrix(store.table, "super")[2], store.table["fold"].to_numpy()
+    kept, fold = labels.matrix(store.table, "super")[2], store.table["fold"].to_numpy()
     assert seen == [(np.flatnonzero(kept & (fold < 9)).tolist(), np.flatnonzero(kept & (fold == 9)).tolist())]
     assert result.positives.sum() > 0 and sum(entry["chosen"] for entry in trail) == 1
 
 
 def test_the_probes_find_what_is_there(store):
-    targets, *_ = probe.matrix(store.table, "super")
+    targets, *_ = labels.matrix(store.table, "super")
     noise = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
     told = targets + 0.1 * noise
     arms = {
@@ -371,7 +374,7 @@ def test_sex_is_a_task(store):
 
 
 def test_a_label_that_a_split_lacks_is_left_out_and_named(store, monkeypatch):
-    targets, names, kept = probe.matrix(store.table, "super")
+    targets, names, kept = labels.matrix(store.table, "super")
     fold = store.table["fold"].to_numpy()
     targets[fold < 9, 1] = 0
     targets[fold == 10, 2] = 0

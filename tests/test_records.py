@@ -9,9 +9,9 @@ import pytest
 import scipy.io
 import wfdb
 
+from crema_lib.data.leads import LEADS, lead_index
+from crema_lib.data.records import parse_age, parse_sex, read, read_hdf5
 from crema_lib.errors import CremaError
-from crema_lib.leads import LEADS, lead_index
-from crema_lib.records import parse_age, parse_sex, read, read_hdf5
 
 SPELLINGS = ["V6", "MDC_ECG_LEAD_AVR", "avl", "DI", "lead II", "v1", "V2", "ecg_v3", "V4", "aVF", "iii", "V5"]
 

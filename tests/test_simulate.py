@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
+from crema_lib.data.simulate import DELTA, GROUPS, SITES, simulate, simulated_store
+from crema_lib.data.store import COLUMNS
 from crema_lib.errors import CremaError
-from crema_lib.simulate import DELTA, GROUPS, SITES, simulate, simulated_store
-from crema_lib.store import COLUMNS
 
 SUPERCLASS = {
     "NORM": "NORM",

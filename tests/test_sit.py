@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from crema_lib.data.leads import LEADS
 from crema_lib.errors import CremaError
-from crema_lib.leads import LEADS
 from crema_lib.sit import SIZES, SiT, sincos
 
 

@@ -4,8 +4,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import LineCollection
 
+from ..data.leads import LEADS
 from ..errors import CremaError
-from ..leads import LEADS
 from .style import GREY, INK, as_signal, baselines, envelope, lead_rows, new_figure
 
 PAPER, PAPER_DARK = "#fae3e3", "#eebcbc"  # 1 mm and 5 mm lines

@@ -7,8 +7,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.signal import welch
 
+from ..data.leads import LEADS
 from ..errors import CremaError
-from ..leads import LEADS
 from .style import BLUE, INK, OKABE_ITO, SHADE, VERMILLION, as_signal, baselines, envelope, lead_rows, new_figure, patch_samples
 
 

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
+from ..data.leads import LEADS, lead_index
 from ..errors import CremaError
-from ..leads import LEADS, lead_index
 
 WIDTH = 7.2  # inches: the text column of the book
 # Okabe & Ito 2008; yellow and black go last because yellow is faint on white and black is the colour of the traces

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from .errors import CremaError
-from .metrics import FEW
+from ..errors import CremaError
+from .scores import FEW
 
 
 def choose(targets, scores, names, *, sensitivity=None):

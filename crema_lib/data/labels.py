@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import CremaError
+from ..errors import CremaError
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 TASKS = ("all", "diag", "sub", "super", "form", "rhythm")  # the benchmark's

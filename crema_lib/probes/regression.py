@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from sklearn.metrics import r2_score
 
-from . import splits
-from .bootstrap import patient_counts
-from .errors import CremaError
-from .labels import age
-from .metrics import Comparison
-from .probe import STRENGTHS, PrincipalAxes, check_finite
+from ..data import splits
+from ..data.labels import age
+from ..errors import CremaError
+from ..metrics import Comparison
+from ..metrics.bootstrap import patient_counts
+from .linear import STRENGTHS, PrincipalAxes, check_finite
 
 
 @dataclasses.dataclass

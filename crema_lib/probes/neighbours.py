@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from .probe import Choice, as_tensor, check_records, learnable
+from .linear import Choice, as_tensor, check_records, learnable
 
 NEIGHBOURS = (10, 20, 50, 100, 200, 500)
 

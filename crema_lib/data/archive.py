@@ -23,8 +23,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
-from . import paths
-from .errors import CremaError
+from .. import paths
+from ..errors import CremaError
 from .manifest import dataset, describe, load, locate, steps
 
 LISTS = {"sha256": "SHA256SUMS.txt", "md5": "MD5SUMS.txt"}

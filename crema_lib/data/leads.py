@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from .errors import CremaError
+from ..errors import CremaError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _BY_KEY = {lead.upper(): i for i, lead in enumerate(LEADS)}

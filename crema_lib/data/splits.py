@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .errors import CremaError
+from ..errors import CremaError
 from .store import TEST, TRAIN, VALID
 
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}

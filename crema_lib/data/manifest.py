@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import paths
-from .errors import CremaError
+from .. import paths
+from ..errors import CremaError
 
 COUNTS, NUMBERS = ["records", "patients", "leads"], ["hz", "seconds"]
 TEXTS = ["name", "title", "version", "role", "licence", "access", "url", "files_url", "part", "checksums", "format", "citation", "note"]
@@ -23,7 +23,7 @@ VALUES = {
 
 
 def _project_file(name):
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     for folder in (paths.home(), checkout):
         if (folder / name).is_file():
             return folder / name

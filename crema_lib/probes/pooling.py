@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from .errors import CremaError
-from .probe import Choice, check_records, fit_probe
+from ..errors import CremaError
+from .linear import Choice, check_records, fit_probe
 
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # penalties of the linear probe to start from
 

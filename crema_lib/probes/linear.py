@@ -8,15 +8,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from . import splits
-from .embeddings import embed_store
-from .errors import CremaError
-from .labels import matrix
+from ..data import splits
+from ..data.labels import matrix
+from ..errors import CremaError
+from ..metrics import auroc, compare, macro
 from .logistic import minimise
-from .metrics import auroc, compare, macro
 
-__all__ = ["STRENGTHS", "LinearProbe", "PrincipalAxes", "embed_store", "fit_path", "fit_probe", "learnable", "matrix", "probe_task"]
-STRENGTHS = tuple(float(10.0**k) for k in np.arange(-5, -0.9, 0.5))
+STRENGTHS = tuple(float(10.0**k) for k in np.arange(-5, 1.1, 0.5))
 
 
 def learnable(targets):

@@ -13,7 +13,9 @@ the macro average, which says how many labels it holds. In a resample a label th
 
 import numpy as np
 
-from .errors import CremaError
+from ..errors import CremaError
+
+FEW = 10  # with fewer positives an interval says little, and the benchmark's second rule leaves the label out
 
 
 def _check(targets, scores, weights=None):

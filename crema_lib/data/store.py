@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import CremaError
+from ..errors import CremaError
 from .leads import LEADS
 
 MV_PER_STEP = 0.001

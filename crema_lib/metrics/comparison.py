@@ -1,7 +1,4 @@
-"""Models against each other on the same records: any score of `scores`, with intervals and tests from `bootstrap`.
-
-The names of both modules are here too, so that `metrics` is all that a chapter needs.
-"""
+"""Models against each other on the same records: any score of `scores`, with intervals and tests from `bootstrap`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,35 +6,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from ..errors import CremaError
 from .bootstrap import Interval, holm, interval, p_value, patient_counts
-from .errors import CremaError
-from .scores import METRICS, TITLES, auprc, auroc, bin_index, brier, ece, f1, log_loss, macro, precision, sensitivity, specificity
+from .scores import FEW, METRICS, macro
 
-__all__ = [
-    "FEW",
-    "METRICS",
-    "TITLES",
-    "Comparison",
-    "Interval",
-    "auprc",
-    "auroc",
-    "bin_index",
-    "brier",
-    "compare",
-    "ece",
-    "f1",
-    "holm",
-    "interval",
-    "log_loss",
-    "macro",
-    "p_value",
-    "patient_counts",
-    "precision",
-    "sensitivity",
-    "specificity",
-]
 REFLECTED = ("auprc", "ece")  # biased upwards in small sets: see `interval` and tests/test_metrics.py for what reflecting them gains
-FEW = 10  # with fewer positives an interval says little, and the benchmark's second rule leaves the label out
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 
-from .errors import CremaError
+from ..errors import CremaError
 from .simulate_tables import ATRIA, DELTA, DEVICES, DOWER, ECTOPY, ELECTRODES, GROUPS, LIMB, NORMAL, QRS, REPOL, RHYTHMS, WAVES
 from .store import COLUMNS, EcgStore, StoreWriter, to_steps
 

@@ -15,8 +15,9 @@ import scipy
 from scipy.signal import butter, resample_poly, sosfiltfilt
 from tqdm import tqdm
 
-from . import __version__, paths, records
-from .errors import CremaError
+from .. import __version__, paths
+from ..errors import CremaError
+from . import records
 from .leads import LEADS
 from .sources import rows_of
 from .store import StoreWriter, to_steps

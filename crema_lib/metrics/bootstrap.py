@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import CremaError
+from ..errors import CremaError
 
 
 def patient_counts(patients, n=1000, seed=0):

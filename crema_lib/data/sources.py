@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..errors import CremaError
 from . import records
-from .errors import CremaError
 
 PTBXL_NOISE = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
 CODE15_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")

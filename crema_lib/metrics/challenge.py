@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import CremaError
+from ..errors import CremaError
 
 NORMAL = "426783006"  # sinus rhythm, the call of who does nothing
 

@@ -8,8 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from .errors import CremaError
-from .metrics import FEW, bin_index, ece, log_loss
+from ..errors import CremaError
+from .scores import FEW, bin_index, ece, log_loss
 
 BOUNDS = (0.05, 20.0)  # a temperature below makes a decision of a probability, one above leaves nothing of it
 _TINY = 1e-7  # what float32 can still tell from 0 and from 1
