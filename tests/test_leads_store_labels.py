@@ -81,6 +81,15 @@ def test_what_is_written_is_read(store):
     assert {name: str(kind) for name, kind in EcgStore(store.path).table.dtypes.items()} == COLUMNS
 
 
+def test_a_store_prepared_before_years_were_kept_still_opens(store, recwarn):
+    store, signals = store
+    path = store.path / "table.parquet"
+    store.table.drop(columns="year").to_parquet(path, index=False)
+    old = EcgStore(store.path)
+    pd.testing.assert_frame_equal(old.table, store.table.assign(year=0))
+    assert len(old) == len(signals) and not recwarn.list
+
+
 def test_the_hash_is_that_of_the_file(store):
     import hashlib
 

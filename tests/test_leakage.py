@@ -23,7 +23,7 @@ def write(path, signals, table=None, fs=100, band=(0.5, 40.0), **changes):
     if table is None:
         table = pd.DataFrame([dict.fromkeys(COLUMNS, "") for _ in signals])
         table = table.assign(record=[f"{path.name}{i}" for i in range(len(signals))], patient=np.arange(len(signals)).astype(str))
-        table = table.assign(source=path.name, fold=1, age=50.0, lead_mask=4095, valid=signals.shape[-1])
+        table = table.assign(source=path.name, fold=1, age=50.0, lead_mask=4095, valid=signals.shape[-1], year=0)
     writer = StoreWriter(path, fs=fs, seconds=signals.shape[-1] // fs, band=band, source=path.name)
     writer.append(signals, table.assign(**changes).to_dict("records"))
     return writer.close()

@@ -148,6 +148,7 @@ def test_one_bad_record_never_stops_the_rest(tmp_path):
 
     good = table.loc["a_good"]
     assert (good.age, good.sex, good.labels, good.source, good.patient) == (61, "M", "59118001;284470004", "mine", "a_good")
+    assert good.year == 0, "the date of a header is often that of a conversion"
     assert good.fold == fold_of("a_good") and good.valid == 1000 and table.loc["f_short"].valid == 400
     expected = condition((ecg().T / 200).astype(np.float32), 500)[:, 100:1100]
     np.testing.assert_allclose(store.read([0])[0], expected, atol=6e-4)
@@ -228,6 +229,7 @@ def test_bad_band_is_told_before_any_reading(tmp_path):
 PTBXL = {
     "ecg_id": [1, 2, 3], "patient_id": [15709.0, 15709.0, 8.0], "age": [56.0, 300.0, np.nan], "sex": [1, 0, 0],
     "device": ["CS-12   E", "CS100    3", None], "site": [0.0, np.nan, 2.0], "strat_fold": [3, 3, 10],
+    "recording_date": ["1984-11-09 09:17:34", None, "1999-01-01 00:00:00"],
     "scp_codes": ["{'NORM': 100.0, 'SR': 0.0}", "{}", "{'IMI': 35.0}"], "baseline_drift": [None, " , V6", None],
     "static_noise": [" , I-V1,  ", None, None], "burst_noise": None, "electrodes_problems": None,
     "filename_lr": [f"records100/00000/0000{i}_lr" for i in (1, 2, 3)], "filename_hr": [f"records500/00000/0000{i}_hr" for i in (1, 2, 3)],
@@ -242,9 +244,9 @@ def test_ptbxl(tmp_path):
     one, two = store.table.iloc[0], store.table.iloc[1]
     assert one.drop("lead_mask").to_dict() == {
         "record": "00001_lr", "patient": "15709", "source": "ptb-xl", "fold": 3, "age": 56, "sex": "F", "device": "CS-12 E", "site": "0",
-        "labels": "NORM;SR", "valid": 1000, "quality": "static_noise",
+        "labels": "NORM;SR", "valid": 1000, "quality": "static_noise", "year": 1984,
     }  # fmt: skip
-    assert np.isnan(two.age) and two.quality == "baseline_drift;age>89" and (two.sex, two.labels, two.site) == ("M", "", "")
+    assert np.isnan(two.age) and two.quality == "baseline_drift;age>89" and (two.sex, two.labels, two.site, two.year) == ("M", "", "", 0)
     assert report["record"].tolist() == ["00003_lr"] and "cannot be read" in report["reason"][0]
     with pytest.raises(CremaError, match="no folder records500, which 500 Hz needs"):
         run(tmp_path / "in", tmp_path / "out500", fs=500)
@@ -254,6 +256,7 @@ def test_ptbxl(tmp_path):
     (lambda t: t.drop(columns="strat_fold"), "ptbxl_database.csv is damaged or not the table .*strat_fold"),
     (lambda t: t.assign(scp_codes="{'NORM'"), "the row of ecg_id 1 cannot be read"),
     (lambda t: t.assign(strat_fold=None), "the row of ecg_id 1 cannot be read"),
+    (lambda t: t.assign(recording_date="9.11.1984"), "the row of ecg_id 1 cannot be read"),
 ])  # fmt: skip
 def test_damaged_table(tmp_path, damage, sentence):
     write(tmp_path / "in" / "records100" / "00000", "00001_lr", ecg(100, 10), fs=100)

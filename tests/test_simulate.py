@@ -62,7 +62,7 @@ def test_shape_dtype_and_columns():
     signals, table = simulate(7, seed=4, fs=250, seconds=6)
     assert signals.shape == (7, 12, 1500) and signals.dtype == np.int16
     assert list(table) == list(COLUMNS) and len(table) == 7
-    assert (table["valid"] == 1500).all() and (table["lead_mask"] == 4095).all()
+    assert (table["valid"] == 1500).all() and (table["lead_mask"] == 4095).all() and (table["year"] == 0).all()
     assert table["record"].is_unique and set(table["source"]) == {"simulated"}
 
 

@@ -266,6 +266,7 @@ def _table_row(row, record, name):
         "labels": row["labels"] if "labels" in row else ";".join(record.labels),
         "lead_mask": int((record.lead_mask << np.arange(12)).sum()),
         "quality": row.get("quality", ""),
+        "year": row.get("year", 0),  # never from a header: its date is often that of a conversion
     }
 
 

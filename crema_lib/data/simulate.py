@@ -18,7 +18,7 @@ from ..errors import CremaError
 from .simulate_tables import ATRIA, DELTA, DEVICES, DOWER, ECTOPY, ELECTRODES, GROUPS, LIMB, NORMAL, QRS, REPOL, RHYTHMS, WAVES
 from .store import COLUMNS, EcgStore, StoreWriter, to_steps
 
-VERSION = 1  # raise it whenever the bytes change, so that stores on disk are written again
+VERSION = 2  # raise it whenever the bytes change, so that stores on disk are written again
 BAND = (0.5, 40.0)  # Hz
 CHUNK = 128  # records at a time: the arrays of one chunk stay in cache
 PAD = 0.5  # s simulated before and after the record, and cut off: filters wrap around at the ends
@@ -180,6 +180,7 @@ def _population(n, seed, samples):
         "lead_mask": 4095,
         "valid": samples,
         "quality": "",
+        "year": 0,
     }
     return pd.DataFrame(columns).astype(COLUMNS), made
 

@@ -48,6 +48,7 @@ def _ptbxl(source, fs):
         "sex",
         "device",
         "site",
+        "recording_date",
         "scp_codes",
         "strat_fold",
         "filename_lr",
@@ -75,6 +76,7 @@ def _ptbxl(source, fs):
                     "site": row["site"].removesuffix(".0"),
                     "labels": ";".join(ast.literal_eval(row["scp_codes"])),
                     "quality": ";".join(flags),
+                    "year": int(row["recording_date"][:4] or 0),
                 }
             )
     except (ValueError, SyntaxError, TypeError) as error:

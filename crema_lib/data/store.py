@@ -33,6 +33,7 @@ COLUMNS = {
     "lead_mask": "int64",  # bit i set: lead i of the canonical order is there
     "valid": "int64",  # samples before padding
     "quality": "str",  # flags joined by ';', empty: nothing found
+    "year": "int64",  # of the recording, 0 unknown; PTB-XL moved the dates of each patient by a random offset
 }
 
 
@@ -93,6 +94,8 @@ class EcgStore:
             self.table = pd.read_parquet(self.path / "table.parquet")
         except (OSError, ValueError) as error:
             raise CremaError(f"{self.path} is not a prepared data set (no readable store.json and table.parquet): {error}") from None
+        if "year" not in self.table:  # prepared before the column was there
+            self.table["year"] = 0
         self.fs, self.seconds = self.meta["fs"], self.meta["seconds"]
         shape = (len(self.table), 12, round(self.fs * self.seconds))
         found, needed = (self.path / "signals.i16").stat().st_size, 2 * shape[0] * shape[1] * shape[2]

@@ -7,6 +7,7 @@ Signals are float mV arrays, twelve leads in the order of `crema_lib.leads.LEADS
 from .calibration import reliability
 from .efficiency import label_efficiency
 from .leakage import closest
+from .maps import scatter_html, umap_panels
 from .paper import LAYOUTS, ecg, superclasses
 from .scores import CHANCE, comparison, curves, label_forest
 from .signals import attention, positions, reconstruction, spectra, tokens
@@ -33,8 +34,10 @@ __all__ = [
     "positions",
     "reconstruction",
     "reliability",
+    "scatter_html",
     "spectra",
     "superclasses",
     "tokens",
+    "umap_panels",
     "use_style",
 ]
