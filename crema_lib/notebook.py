@@ -12,7 +12,7 @@ import torch
 
 from . import params, runs
 from .errors import CremaError
-from .paths import home, resolve
+from .paths import data_home, home, resolve
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
 _last_start = {}
@@ -121,6 +121,29 @@ def open_data(p):
             f"python -m crema_lib data prepare {p.data} --fs {p.fs} --seconds {p.seconds}"
         )
     return EcgStore(path)
+
+
+def open_others(p):
+    """The `EcgStore`s of the parameter `others`: prepared data sets, or folders. One of the manifest that is not prepared is left out, and
+    a line says so.
+
+    Raises:
+        CremaError: a name that is neither prepared nor in the manifest, or that is prepared in several forms.
+    """
+    from .data import manifest
+    from .leakage import find
+
+    stores, absent = [], []
+    for name in p.others:
+        try:
+            stores.append(find(name))
+        except CremaError:
+            if name not in manifest.load().index or list((data_home() / "stores").glob(f"{name}-*hz-*s")):
+                raise
+            absent.append(name)
+    if absent:
+        print(f"Not prepared here and left out: {', '.join(absent)} (python -m crema_lib data prepare NAME)")
+    return stores
 
 
 def checkpoint(p):

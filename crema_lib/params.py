@@ -33,6 +33,8 @@ class Parameter:
         return " and ".join(bounds)
 
 
+SHIFTS = ("baseline wander", "muscle artefact", "electrode motion", "powerline", "white", "gain", "low-pass", "high-pass", "sampling rate",
+          "lost lead", "leads", "reversal", "length")  # fmt: skip
 SCHEMA = {
     p.name: p
     for p in (
@@ -58,8 +60,9 @@ SCHEMA = {
         Parameter("warmup", float, "share of the steps in which the learning rate rises", 0, 0.9),
         Parameter("precision", str, "mixed precision", choices=("no", "bf16", "fp16")),
         Parameter("checkpoint", str, "folder of a pretrained model, '' for what the pretraining chapter made"),
+        Parameter("checkpoints", list, "further pretrained models, each NAME=FOLDER", empty=True),
         Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers")),
-        Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
+        Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm", "shared", "sex")),
         Parameter("curve_tasks", list, "label sets to draw curves of", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
         Parameter("fractions", list, "labelled training recordings, per cent", choices=("1", "2", "5", "10", "25", "50", "100")),
         Parameter("draws", int, "how often each fraction is drawn", 1, 100),
@@ -86,6 +89,16 @@ SCHEMA = {
         Parameter("bins", int, "bins of probability for reliability and ECE", 1, 100),
         Parameter("sensitivity", float, "share of positives that a threshold must find", 0.01, 1),
         Parameter("others", list, "further prepared data sets to compare with", empty=True),
+        Parameter("groupings", list, "what is held out at home, group by group", choices=("device", "site", "year")),
+        Parameter("group_size", int, "recordings that a group needs to be held out", 2, 10_000_000),
+        Parameter("label_size", int, "positives and negatives that a label needs at home and away", 1, 10_000),
+        Parameter("map_records", int, "training records that a map is fitted on, 0 for all", 0, 10_000_000),
+        Parameter("map_neighbours", int, "neighbours of a record that shape a map", 2, 500),
+        Parameter("map_seeds", int, "maps with seeds 0, 1, ... that are held against each other", 2, 20),
+        Parameter("shift_task", str, "label set to judge controlled shifts on", choices=("super", "all", "shared")),
+        Parameter("noise_folder", str, "folder of noise recordings, '' for the fetched nstdb, else simulated ones"),
+        Parameter("snrs", list, "signal-to-noise ratios, dB", choices=("24", "18", "12", "6", "0", "-6")),
+        Parameter("conditions", list, "kinds of controlled shift", choices=SHIFTS),
         Parameter("duplicate_threshold", float, "correlation from which two recordings count as one", 0.5, 1),
         Parameter("bootstrap", int, "resamplings of the patients for an interval", 1, 100_000),
         Parameter("device", str, "where to compute", choices=("auto", "cpu", "cuda")),

@@ -30,7 +30,8 @@ BINARY = (*TASKS, SHARED, "sex")  # everything with 0/1 targets
 # other finding (all those in the sample that we have), CPSC 2018 Extra hardly gives it, and PTB's codes are the patient's clinical
 # diagnosis: sinus rhythm goes unsaid where something else was found. In Ningbo `dx_mapping_scored.csv` counts 7,615 recordings with flutter
 # and none with fibrillation, so flutter there must stand for fibrillation too; the source's name does not tell Chapman from Ningbo.
-UNSURE = {**dict.fromkeys(("cpsc_2018", "cpsc_2018_extra", "georgia", "ptb"), ("SR",)), "chapman_ningbo": ("AFIB", "AFLT")}
+# Sources by letters and digits of their names: `cpsc_2018` of the Challenge and `cpsc2018` of the manifest are one.
+UNSURE = {**dict.fromkeys(("cpsc2018", "cpsc2018extra", "georgia", "ptb"), ("SR",)), "chapmanningbo": ("AFIB", "AFLT")}
 OLDEST = 89  # PTB-XL gives every age above as 300, to protect the few who reach it
 
 
@@ -130,8 +131,8 @@ def annotated(table):
     """
     targets, names, _ = matrix(table, SHARED)
     found = pd.DataFrame(targets == 1, columns=names).groupby(table["source"].to_numpy()).any()
-    for source in found.index.intersection(list(UNSURE)):
-        found.loc[source, list(UNSURE[source])] = False
+    for source in found.index:
+        found.loc[source, list(UNSURE.get(re.sub(r"[^a-z0-9]", "", source.lower()), ()))] = False
     return found.rename_axis("source")
 
 

@@ -10,6 +10,7 @@ from .leakage import closest
 from .maps import scatter_html, umap_panels
 from .paper import LAYOUTS, ecg, superclasses
 from .scores import CHANCE, comparison, curves, label_forest
+from .shift import away, net_benefit
 from .signals import attention, positions, reconstruction, spectra, tokens
 from .style import BLUE, GREY, INK, OKABE_ITO, SHADE, STYLE, VERMILLION, WIDTH, use_style
 
@@ -25,12 +26,14 @@ __all__ = [
     "VERMILLION",
     "WIDTH",
     "attention",
+    "away",
     "closest",
     "comparison",
     "curves",
     "ecg",
     "label_efficiency",
     "label_forest",
+    "net_benefit",
     "positions",
     "reconstruction",
     "reliability",

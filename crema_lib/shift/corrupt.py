@@ -16,6 +16,7 @@ import torch
 import wfdb
 from scipy.signal import butter, sosfiltfilt
 
+from .. import paths
 from ..data.leads import LEADS
 from ..data.prepare import condition
 from ..errors import CremaError
@@ -23,6 +24,8 @@ from ..handcrafted import r_peaks
 
 SNRS = (24.0, 18.0, 12.0, 6.0, 0.0, -6.0)  # dB, those of the Noise Stress Test Database
 NSTDB = {"bw": "baseline wander", "ma": "muscle artefact", "em": "electrode motion"}
+NOISES = (*NSTDB.values(), "powerline", "white")
+KINDS = (*NOISES, "gain", "low-pass", "high-pass", "sampling rate", "lost lead", "leads", "reversal", "length")  # of `conditions`
 RATE = 500  # Hz, of simulated noise
 SUBSETS = {
     8: ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6"),
@@ -50,13 +53,19 @@ def _trimmed(values):
 @dataclass(frozen=True)
 class Noise:
     """A noise recording: `channels` float32 (channels, samples) in mV at the rate of the store and filtered like it; `power` (channels,)
-    its N in mV^2 before that filter."""
+    its N in mV^2 before that filter; `recorded` from an electrode, or simulated."""
 
     channels: np.ndarray
     power: np.ndarray
+    recorded: bool = False
+
+    @property
+    def passed(self):
+        """What the filter of the store leaves of it: its variance as a share of N."""
+        return float(self.channels.var(1).mean() / self.power.mean())
 
     @classmethod
-    def of(cls, channels, fs, *, fs_out=100, band=(0.5, 40.0)):
+    def of(cls, channels, fs, *, fs_out=100, band=(0.5, 40.0), recorded=False):
         """From channels (channels, samples) at fs Hz, of any unit: only ratios to the ECG count.
 
         Raises:
@@ -70,7 +79,13 @@ class Noise:
         power = np.array([_trimmed(one) ** 2 for one in windows.std(axis=2)])
         if not power.all():
             raise CremaError("a noise recording has a silent channel: it cannot be scaled to a signal-to-noise ratio")
-        return cls(condition(channels, fs, fs_out=fs_out, band=band), power)
+        return cls(condition(channels, fs, fs_out=fs_out, band=band), power, recorded)
+
+
+def noise_folder(given=""):
+    """Folder of noise recordings: the one that is given, else the fetched `nstdb`, else None."""
+    fetched = paths.data_home() / "nstdb"
+    return paths.resolve(given) if given else fetched if fetched.is_dir() else None
 
 
 def noises(folder=None, *, fs=100, band=(0.5, 40.0), seed=0):
@@ -109,7 +124,7 @@ def noises(folder=None, *, fs=100, band=(0.5, 40.0), seed=0):
         raise CremaError(f"{folder} holds none of the records {', '.join(NSTDB)} of the Noise Stress Test Database")
     for code, path in read.items():
         record = wfdb.rdrecord(str(path))
-        made[NSTDB[code]] = Noise.of(record.p_signal.T, record.fs, fs_out=fs, band=band)
+        made[NSTDB[code]] = Noise.of(record.p_signal.T, record.fs, fs_out=fs, band=band, recorded=True)
     return made
 
 
@@ -253,6 +268,13 @@ def conditions(found, sizes, *, snrs=SNRS, seed=0):
     listed += [resample(rate) for rate in (50, 25)]
     listed += [lose_lead(lead) for lead in LEADS] + [keep_leads(leads) for leads in SUBSETS.values()]
     return listed + [reverse(name) for name in REVERSALS] + [shorten(seconds) for seconds in (5.0, 2.5)]
+
+
+def unchanged(store):
+    """Level of a kind at which a recording stays as it is: dict, without noise and without kinds that have no dose."""
+    low, high = store.meta["band"] or (0.0, store.fs / 2)
+    edges = {"low-pass": high, "high-pass": low}
+    return {"gain": 1.0, **edges, "sampling rate": store.fs, "leads": len(LEADS), "length": store.seconds}
 
 
 class Shifted:

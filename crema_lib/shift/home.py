@@ -1,18 +1,23 @@
 """Models as they would be put to use: an encoder with a probe, temperatures and thresholds, all of them chosen at home."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..data import splits
 from ..data.labels import matrix
 from ..embeddings import embed_store
 from ..errors import CremaError
+from ..finetune import Classifier
 from ..metrics import thresholds
 from ..metrics.calibration import Temperature, fit_temperature
+from ..paths import resolve
 from ..probes.linear import LinearProbe, fit_probe, learnable
+from ..sit import SiT
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,55 @@ class Model:
         return self.temperature(self.probe.scores(features))
 
 
-def settle(encoders, store, task, *, readout="mean", sensitivity=None, cache=None, device="cpu", train=None, valid=None):
+def encoders(p, folder, extra=()):
+    """The encoders that the chapters on shift compare, to be frozen under a probe of their own.
+
+    Args:
+        p: namespace of `notebook.setup` with `seed` and `run_dir`. folder: of the pretrained model.
+        extra: further pretrained Signal Transformers, as texts NAME=FOLDER.
+
+    Returns:
+        dict name -> encoder: "random, probe" (the configuration of the pretrained one at random initialisation), "CR-MAE, probe",
+        "xresnet1d101" (the trunk of the network that the chapter on fine-tuning trained with this profile and seed, where it is there),
+        then the further ones.
+
+    Raises:
+        CremaError: a text without a name or a folder, a name that is there already, or a folder without a model.
+    """
+    torch.manual_seed(p.seed)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    found = {"random, probe": SiT(**config).eval(), "CR-MAE, probe": SiT.from_pretrained(folder)}
+    network = p.run_dir / "finetune" / f"xresnet1d101-s{p.seed}" / "model"
+    if network.is_dir():
+        found["xresnet1d101"] = Classifier.from_pretrained(network).encoder.eval()
+    for text in extra:
+        name, path = (part.strip() for part in text.partition("=")[::2])
+        if not name or not path:
+            raise CremaError(f"a further checkpoint is written NAME=FOLDER, not {text!r}")
+        if name in found:
+            raise CremaError(f"there is an encoder named {name} already: give the checkpoint {path} another name")
+        found[name] = SiT.from_pretrained(resolve(path))
+    return found
+
+
+def _readout(encoder, wanted):
+    """The wanted readout, or the only one that a convolutional network has."""
+    return wanted if wanted in encoder.readouts else encoder.readouts[0]
+
+
+def embed(encoders, store, rows=None, *, readout="mean", cache=None, device="cpu"):
+    """Features of several frozen encoders, dict name -> float32 (rows, features), see `embed_store`."""
+    how = {name: _readout(encoder, readout) for name, encoder in encoders.items()}
+    return {name: embed_store(one, store, rows, readout=how[name], cache=cache, device=device) for name, one in encoders.items()}
+
+
+def settle(encoders, store, task, *, readout="mean", features=None, sensitivity=None, cache=None, device="cpu", train=None, valid=None):
     """Fit probes of several encoders on a task and choose temperatures and thresholds for them.
 
     Args:
-        encoders: dict name -> encoder, or (encoder, readout). store: home. task: see `labels.matrix`.
+        encoders: dict name -> encoder. store: home. task: see `labels.matrix`.
         sensitivity: None for thresholds of the highest F1, else see `thresholds.choose`.
+        features: dict name -> float (records of the store, features) where they are known already, for several splits of one store.
         train, valid: row numbers, folds 1-8 and fold 9 where they are not given.
 
     Returns:
@@ -86,10 +134,10 @@ def settle(encoders, store, task, *, readout="mean", sensitivity=None, cache=Non
         raise CremaError(f"no label of the task {task} can both be learnt at home and have a threshold chosen")
     names, models = tuple(np.asarray(names)[usable]), []
     for name, encoder in encoders.items():
-        encoder, how = encoder if isinstance(encoder, tuple) else (encoder, readout)
-        how = how if how in encoder.readouts else encoder.readouts[0]
-        x = embed_store(encoder, store, np.r_[train, valid], readout=how, cache=cache, device=device)
-        y = targets[np.r_[train, valid]][:, usable]
+        how = _readout(encoder, readout)
+        rows = np.r_[train, valid]
+        x = features[name][rows] if features else embed_store(encoder, store, rows, readout=how, cache=cache, device=device)
+        y = targets[rows][:, usable]
         known = slice(None, len(train)), slice(len(train), None)
         probe, _ = fit_probe((x[known[0]], y[known[0]]), (x[known[1]], y[known[1]]), device=device)
         raw = probe.scores(x[known[1]])
@@ -99,19 +147,19 @@ def settle(encoders, store, task, *, readout="mean", sensitivity=None, cache=Non
     return models
 
 
-def visit(models, store, task, rows, name=None):
+def visit(models, store, task, rows, name=None, features=None):
     """What models from home say of recordings elsewhere.
 
     Args:
         models: of `settle`. store: any store with the vocabulary of the task, or a `corrupt.Shifted` one. rows: row numbers.
-        name: of the sample, the store's folder if not given.
+        name: of the sample, the store's folder if not given. features: as in `settle`.
 
     Returns:
         (Sample, features): the features are a dict model -> float (rows, features).
     """
     targets, names, _ = matrix(store.table, task)
     pick = [list(names).index(label) for label in models[0].names]
-    features = {model.name: model.features(store, rows) for model in models}
-    scores = {model.name: model.scores(features[model.name]) for model in models}
+    found = {model.name: features[model.name][rows] if features else model.features(store, rows) for model in models}
+    scores = {model.name: model.scores(found[model.name]) for model in models}
     patients = (store.table["source"].astype(str) + "/" + store.table["patient"].astype(str)).to_numpy()[rows]
-    return Sample(name or store.path.name, targets[rows][:, pick], patients, scores), features
+    return Sample(name or store.path.name, targets[rows][:, pick], patients, scores), found

@@ -102,11 +102,11 @@ def reconstruction_error(objective, store, rows, *, draws=4, batch_size=256, see
     return torch.cat(found).numpy()
 
 
-def domain_auc(home, away, patients=None, *, folds=5, seed=0):
+def domain_auc(home, away, patients=None, *, folds=5, most=1000, seed=0):
     """Can a classifier tell where features come from?
 
     Logistic regression, cross-validated by patient (Ben-David et al. 2010, doi:10.1007/s10994-009-5152-4). The larger set is drawn down
-    to the size of the smaller one.
+    to the size of the smaller one, and both to `most` recordings.
 
     Args:
         home, away: float (records, features). patients: (identifiers of home, of away), every recording its own if not given.
@@ -120,7 +120,7 @@ def domain_auc(home, away, patients=None, *, folds=5, seed=0):
     """
     rng = np.random.default_rng(seed)
     people = [np.arange(len(home)), np.arange(len(away))] if patients is None else [np.asarray(one) for one in patients]
-    n = min(len(home), len(away))
+    n = min(len(home), len(away), most)
     some = [np.sort(rng.permutation(len(x))[:n]) for x in (home, away)]
     if min(len(np.unique(who[rows])) for who, rows in zip(people, some, strict=True)) < 2 * folds:
         raise CremaError(f"a domain classifier with {folds} folds needs {2 * folds} patients or more on each side")
@@ -155,11 +155,22 @@ def mmd(home, away, *, most=1000, seed=0):
     return float(sum(inside) - 2 * kernel(xy).mean())
 
 
+def mistaken(sample, model):
+    """Bool (records,): at least one label of a recording is decided wrongly.
+
+    Args:
+        sample: `home.Sample`. model: `home.Model`, whose thresholds decide; a label without one (NaN) is not asked.
+    """
+    usable = np.isfinite(model.thresholds)
+    decided = decide(sample.scores[model.name][:, usable], model.thresholds[usable])
+    return (decided != sample.targets[:, usable]).any(1)
+
+
 def flagging(sample, model, signals, *, n=1000, seed=0):
     """How well signals of a recording flag wrong predictions: AUROC of each signal for "at least one label is decided wrongly".
 
     Args:
-        sample: `home.Sample`. model: `home.Model`, whose thresholds decide. signals: dict name -> float (records,), higher is stranger.
+        sample, model: see `mistaken`. signals: dict name -> float (records,), higher is stranger.
 
     Returns:
         DataFrame signal, value, low, high, records, wrong (their share).
@@ -167,9 +178,7 @@ def flagging(sample, model, signals, *, n=1000, seed=0):
     Raises:
         CremaError: no prediction is wrong, or all are.
     """
-    usable = np.isfinite(model.thresholds)
-    decided = decide(sample.scores[model.name][:, usable], model.thresholds[usable])
-    wrong = (decided != sample.targets[:, usable]).any(1)
+    wrong = mistaken(sample, model)
     if wrong.all() or not wrong.any():
         raise CremaError(f"{'every' if wrong.all() else 'no'} prediction of {model.name} on {sample.name} is wrong: nothing can be flagged")
     values = {name: np.asarray(signal, dtype=float)[:, None] for name, signal in signals.items()}
