@@ -5,6 +5,7 @@ Signals are float mV arrays, twelve leads in the order of `crema_lib.leads.LEADS
 """
 
 from .calibration import reliability
+from .dose import dose, drops
 from .efficiency import label_efficiency
 from .leakage import closest
 from .maps import scatter_html, umap_panels
@@ -13,6 +14,8 @@ from .scores import CHANCE, comparison, curves, label_forest
 from .shift import away, net_benefit
 from .signals import attention, positions, reconstruction, spectra, tokens
 from .style import BLUE, GREY, INK, OKABE_ITO, SHADE, STYLE, VERMILLION, WIDTH, use_style
+from .trust import flags, foretold, remedies, risk_coverage
+from .why import covariate_curves, risk_parts
 
 __all__ = [
     "BLUE",
@@ -29,14 +32,22 @@ __all__ = [
     "away",
     "closest",
     "comparison",
+    "covariate_curves",
     "curves",
+    "dose",
+    "drops",
     "ecg",
+    "flags",
+    "foretold",
     "label_efficiency",
     "label_forest",
     "net_benefit",
     "positions",
     "reconstruction",
     "reliability",
+    "remedies",
+    "risk_coverage",
+    "risk_parts",
     "scatter_html",
     "spectra",
     "superclasses",

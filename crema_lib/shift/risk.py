@@ -54,7 +54,7 @@ def decompose(
         supervised_scores: float (seen rows, labels), the probabilities that a supervised network of the same architecture, trained on the
             seen rows, gives them, in `eval()`.
         patients: (records,).
-        metric: "log_loss" (nats, mean over the labels) or "auroc" (the risk is 1 - macro AUROC).
+        metric: "log_loss" (nats, mean over the labels) or "auroc" (the risk is 1 - macro AUROC), or a list of them.
         share: of the seen patients held out from the probe, and again as many to choose its strength on; 0 < share < .5.
         strengths: of the penalty, see `probes.linear.fit_probe`. n: resamples of patients. seed: of the split and of the resamples.
 
@@ -68,8 +68,9 @@ def decompose(
         CremaError: an unknown metric, a share out of range, shapes that do not fit, rows given twice, a patient on both sides, or what
             `fit_probe` refuses; a part without a label that can be scored.
     """
-    if metric not in RISKS:
-        raise CremaError(f"unknown metric {metric!r}: known are {', '.join(RISKS)}")
+    metrics = [metric] if isinstance(metric, str) else list(metric)
+    if unknown := [one for one in metrics if one not in RISKS]:
+        raise CremaError(f"unknown metric {unknown[0]!r}: known are {', '.join(RISKS)}")
     if not 0 < share < 0.5:
         raise CremaError(f"a held-out share of {share} is outside 0 < share < 0.5")
     features, targets, patients = np.asarray(features), np.asarray(targets), np.asarray(patients)
@@ -101,15 +102,13 @@ def decompose(
         (y[held][:, known], probe.scores(x[held]), counts[:, held]),
         (targets[unseen][:, known], whole.scores(features[unseen]), others),
     )
-    risk = RISKS[metric]
-    values = _macro([risk(truth, scores) for truth, scores, _ in stages])
-    resamples = _macro([risk(*stage) for stage in stages])
-    names = (*COMPONENTS, "total")
-    found = [interval(value, sample) for value, sample in zip(_steps(values), _steps(resamples), strict=True)]
-    return pd.DataFrame(
-        [(metric, name, i.value, i.low, i.high, int(known.sum()), strength) for name, i in zip(names, found, strict=True)],
-        columns=["metric", "component", "value", "low", "high", "labels", "strength"],
-    )
+    names, rows = (*COMPONENTS, "total"), []
+    for name in metrics:
+        values = _macro([RISKS[name](truth, scores) for truth, scores, _ in stages])
+        resamples = _macro([RISKS[name](*stage) for stage in stages])
+        found = [interval(value, sample) for value, sample in zip(_steps(values), _steps(resamples), strict=True)]
+        rows += [(name, part, i.value, i.low, i.high, int(known.sum()), strength) for part, i in zip(names, found, strict=True)]
+    return pd.DataFrame(rows, columns=["metric", "component", "value", "low", "high", "labels", "strength"])
 
 
 def _parts(patients, share, seed):
