@@ -14,7 +14,7 @@ from ..errors import CremaError
 from .style import GREY, OKABE_ITO, WIDTH, new_figure, require_columns
 
 COLOURS = 6  # of Okabe and Ito's, without the faint yellow and the black
-UNKNOWN, OTHER = "#d0d0d0", "#8a8a8a"
+UNKNOWN, UNKNOWN_ON_SCREEN = "#d0d0d0", "#9a9a9a"  # the second can be seen on white and on black
 NOTE = "The axes of a map have no unit."
 
 
@@ -25,14 +25,16 @@ def _checked(frame, columns):
 
 
 def _palette(values):
-    """Colour of each group, the most frequent first, those beyond `COLOURS` together as "other"; unknown ('' or missing) has none."""
+    """Groups and their colours: the most frequent ones in alphabetical order, so that two maps of the same groups agree.
+
+    What is beyond `COLOURS` becomes "other"; unknown ('' or missing) has no colour here.
+    """
     names = values.astype(object).where(values.notna(), "").astype(str)
     order = names[names != ""].value_counts().index.tolist()
     if not order:
         raise CremaError(f"the column {values.name} knows no record's value: leave it out")
-    kept = order if len(order) <= COLOURS else order[: COLOURS - 1]
-    colours = dict(zip(kept, OKABE_ITO, strict=False)) | ({"other": OTHER} if len(kept) < len(order) else {})
-    return names.where(names.isin([*kept, ""]), "other"), colours
+    kept = sorted(order) if len(order) <= COLOURS else [*sorted(order[: COLOURS - 1]), "other"]
+    return names.where(names.isin([*kept, ""]), "other"), dict(zip(kept, OKABE_ITO, strict=False))
 
 
 def _scale(values):
@@ -42,15 +44,20 @@ def _scale(values):
     return ScalarMappable(Normalize(*np.quantile(known, [0.02, 0.98])), "viridis")
 
 
-def _points(ax, frame, colours, known, seed):
-    """Points in random order, so that no group lies on top because it comes last; the unknown below them all."""
+def _points(ax, frame, colours, known, shape, seed):
+    """Points in random order, so that no group lies on top because it comes last; the unknown below them all.
+
+    shape: height of the panel by its width; both directions keep one scale.
+    """
     order = np.random.default_rng(seed).permutation(len(frame))
     order = order[np.argsort(known[order], kind="stable")]
     xy = frame[["x", "y"]].to_numpy(dtype=float)
     size = float(np.clip(4000 / len(frame), 1, 14))
     ax.scatter(*xy[order].T, c=colours[order], s=size, alpha=0.85, linewidths=0, rasterized=True, gid="points")
-    middle, half = (xy.max(0) + xy.min(0)) / 2, 0.54 * np.ptp(xy, axis=0).max()
-    ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), xticks=[], yticks=[], box_aspect=1)
+    width, height = np.ptp(xy, axis=0)
+    middle, half = (xy.max(0) + xy.min(0)) / 2, 0.54 * max(width, height / shape, 1e-9) * np.array([1, shape])
+    low, high = middle - half, middle + half
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], box_aspect=shape)
     ax.spines[:].set(visible=True, color=UNKNOWN)
 
 
@@ -71,6 +78,7 @@ def umap_panels(frame, columns, *, facet=None, seed=0):
     """
     titles = dict(columns) if isinstance(columns, dict) else {name: name for name in columns}
     _checked(frame, (*titles, *([facet] if facet else [])))
+    frame = frame.reset_index(drop=True)
     maps = {"": frame} if facet is None else dict(tuple(frame.groupby(facet, sort=False)))
     if not 1 <= len(maps) <= 4:
         raise CremaError(f"{len(maps)} maps do not fit side by side: give at most four values of {facet}")
@@ -80,7 +88,8 @@ def umap_panels(frame, columns, *, facet=None, seed=0):
     rows = len(titles) if facet else -(-len(titles) // wide)
     most = max((frame[name].nunique() for name in titles if not _is_number(frame[name])), default=0)
     foot = 0.55 if facet else 0.19 * max(2, -(-min(COLOURS + 2, most + 1) // 2)) + 0.1  # inches
-    panel = min(WIDTH / wide, 4)
+    shape = float(np.clip(max(np.ptp(part["y"]) / max(np.ptp(part["x"]), 1e-9) for part in maps.values()), 0.6, 1))
+    panel = min(WIDTH / wide, 4.5) * shape
     fig = new_figure(rows * (panel + 0.25 + foot) + 0.2)
     grid = fig.add_gridspec(2 * rows, wide, height_ratios=[panel, foot] * rows)
     for i, (name, title) in enumerate(titles.items()):
@@ -89,11 +98,11 @@ def umap_panels(frame, columns, *, facet=None, seed=0):
         colours, known, key = _key(frame[name])
         for ax, (which, part) in zip(axes, maps.items(), strict=True):
             mine = frame.index.isin(part.index) if facet else slice(None)
-            _points(ax, part, colours[mine], known[mine], seed)
-            ax.set_title(str(which) if facet else title, fontsize=9.5)
+            _points(ax, part, colours[mine], known[mine], shape, seed)
+            ax.set_title(str(which) if facet else title if wide > 1 else "", fontsize=9.5)
         below = fig.add_subplot(grid[row + 1, :] if facet else grid[row + 1, column])
         below.set_axis_off()
-        _draw_key(below, key, title if facet else None)
+        _draw_key(below, key, title if facet or wide == 1 else None)
     fig.supxlabel(NOTE, fontsize=8, color=GREY, x=0.99, ha="right")
     return fig
 
@@ -208,7 +217,7 @@ def scatter_html(frame, *, text, colour, title="Map of the recordings", path=Non
     points = "".join(f'<path class="{kind[i]}" d="M{xy[i, 0]} {xy[i, 1]}h0"><title>{said[i]}</title></path>\n' for i in order)
     shown = palette if (names != "").all() else palette | {"": UNKNOWN}
     identity = f"map-{zlib.crc32(points.encode()):08x}"
-    fills = (palette | {"": OTHER}).items()
+    fills = (palette | {"": UNKNOWN_ON_SCREEN}).items()
     colours = "\n".join(f"#{identity} .{kinds[name]} {{stroke: {fill}; background: {fill}}}" for name, fill in fills)
     legend = "".join(f'<span><i class="{kinds[name]}"></i> {escape(name or "unknown")}</span>' for name in shown)
     note = f"{title}: {len(frame):,} recordings, coloured by {colour}. {NOTE}"

@@ -60,9 +60,10 @@ class Noise:
     recorded: bool = False
 
     @property
-    def passed(self):
-        """What the filter of the store leaves of it: its variance as a share of N."""
-        return float(self.channels.var(1).mean() / self.power.mean())
+    def after_filter(self):
+        """What a stated signal-to-noise ratio of 0 dB becomes in the filter of the store, dB; below 0 where rare bursts, which N leaves
+        out, make up more than the filter takes."""
+        return float(10 * np.log10(self.power.mean() / self.channels.var(1).mean()))
 
     @classmethod
     def of(cls, channels, fs, *, fs_out=100, band=(0.5, 40.0), recorded=False):

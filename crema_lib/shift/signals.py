@@ -7,7 +7,7 @@ features. How well they foretell a loss of performance is measured by `flagging`
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -203,13 +203,19 @@ def foretold(signals, drops, *, n=1000, seed=0):
         raise CremaError(f"{len(signals)} rows of signals and {len(drops)} drops: give five shifts or more, a row for each")
     if not (np.isfinite(drops).all() and np.isfinite(signals.to_numpy(dtype=float)).all()):
         raise CremaError("a signal or a drop is NaN or infinite: leave that shift out")
-    rng, rows = np.random.default_rng(seed), []
-    drawn = [one for one in rng.integers(0, len(drops), (n, len(drops))) if len(np.unique(drops[one])) > 1]
+    drawn, rows = np.random.default_rng(seed).integers(0, len(drops), (n, len(drops))), []
     for name in signals:
         x = signals[name].to_numpy(dtype=float)
-        again = [spearmanr(x[one], drops[one]).statistic if len(np.unique(x[one])) > 1 else np.nan for one in drawn]
-        rows.append({"signal": name, **vars(interval(spearmanr(x, drops).statistic, np.array(again))), "shifts": len(drops)})
+        found = interval(float(_spearman(x, drops)), _spearman(x[drawn], drops[drawn]))
+        rows.append({"signal": name, **vars(found), "shifts": len(drops)})
     return pd.DataFrame(rows).sort_values("value", ascending=False, key=np.abs, ignore_index=True)
+
+
+def _spearman(x, y):
+    """Rank correlation along the last axis, NaN where one of the two is constant."""
+    x, y = (rankdata(one, axis=-1) - (one.shape[-1] + 1) / 2 for one in (x, y))
+    size = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    return np.divide((x * y).sum(-1), size, out=np.full(np.shape(size), np.nan), where=size > 0)
 
 
 def _finite(features):
