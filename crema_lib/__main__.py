@@ -70,13 +70,14 @@ def _book_command(commands):
     parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="overrule one parameter")
     parser.add_argument("--out", default="_build", metavar="DIR", help="build folder (default: %(default)s)")
     parser.add_argument("--no-render", dest="render_pages", action="store_false", help="run the chapters, make no pages")
+    parser.add_argument("--jobs", type=int, help="chapters that run at the same time (two if there are two cores or more)")
     parser.set_defaults(run=_book)
 
 
 def _book(args):
     from . import bookbuild
 
-    print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages")))
+    print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages", "jobs")))
 
 
 def _leakage_command(commands):

@@ -4,6 +4,8 @@ book/NN_x.ipynb ── papermill, parameters ──▶ BUILD/executed/PROFILE/bo
 book/*.md, pictures, references ─────────────────────────────────────────────────────┴▶ BUILD/src ── jupyter-book ──▶ BUILD/html
 """
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -55,7 +57,7 @@ def select(only):
     return [path for path in known if path in picked or not only]
 
 
-def build(profile="quick", only=(), overrides=(), out="_build", render_pages=True):
+def build(profile="quick", only=(), overrides=(), out="_build", render_pages=True, jobs=None):
     """Run chapters with a profile and render the book.
 
     Args:
@@ -63,7 +65,7 @@ def build(profile="quick", only=(), overrides=(), out="_build", render_pages=Tru
         only: beginnings of chapter names; the others are shown as they were last run with this profile.
         overrides: texts `name=value` that overrule the profile.
         out: the build folder, relative to the project folder.
-        render_pages: False stops after the run.
+        render_pages: False stops after the run. jobs: chapters that run at the same time, two if there are two cores or more.
 
     Returns:
         Path of the first rendered page, or of the folder of executed notebooks.
@@ -78,9 +80,7 @@ def build(profile="quick", only=(), overrides=(), out="_build", render_pages=Tru
     executed = out / "executed" / values.get("profile", "default")
     os.environ.pop("MPLBACKEND", None)  # a backend without pictures, as servers set it, would leave the chapters without figures
     started = time.perf_counter()
-    for path in picked:
-        seconds = run_chapter(path, executed / path, values)
-        print(f"  {path.stem:<28} {seconds:6.1f} s", flush=True)
+    run_chapters(picked, executed, values, jobs or min(2, os.cpu_count() or 1))
     print(f"  {'all chapters':<28} {time.perf_counter() - started:6.1f} s", flush=True)
     return render(executed, out) if render_pages else executed
 
@@ -101,6 +101,58 @@ def _parse(overrides, picked):
         if name not in known:
             raise CremaError(f"no chapter that is to be run has a parameter {name}: they have {', '.join(known)}")
     return values
+
+
+def needs(path):
+    """Names of the chapters that a chapter's first cell links to after "You need"."""
+    told = _read(home() / path).cells[0].source.partition("**You need**")[2].partition("**Time**")[0]
+    return {Path(link).name for link in re.findall(r"\]\(([\w./]+\.ipynb)\)", told)}
+
+
+def run_chapters(picked, executed, values, jobs):
+    """Run chapters, each in a process of its own, up to `jobs` at a time, and none before those of them that it needs.
+
+    Args:
+        picked: paths. executed: folder for the results. values: of the parameters. jobs: the cores are shared out among them.
+
+    Raises:
+        CremaError: see `run_chapter`; the chapters that still run are stopped.
+    """
+    waiting, running, ahead = list(picked), {}, {path.name for path in picked}
+    needed = {path: needs(path) for path in picked}
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    try:
+        while waiting or running:
+            ready = [path for path in waiting if not needed[path] & ahead] or waiting[: not running]
+            for path in ready[: jobs - len(running)]:
+                waiting.remove(path)
+                mine, its = multiprocessing.Pipe(duplex=False)
+                process = multiprocessing.Process(target=_run_apart, args=(its, threads, path, executed / path, values))
+                process.start()
+                its.close()
+                running[mine] = path, process
+            for connection in multiprocessing.connection.wait(list(running)):
+                path, process = running.pop(connection)
+                try:
+                    result = connection.recv()
+                except EOFError:
+                    result = CremaError(f"chapter {path.stem} failed: its process was killed (as far as it came: {executed / path})")
+                process.join()
+                if isinstance(result, CremaError):
+                    raise result
+                ahead.discard(path.name)
+                print(f"  {path.stem:<28} {result:6.1f} s", flush=True)
+    finally:
+        for _, process in running.values():
+            process.terminate()  # its kernel notices that and ends
+
+
+def _run_apart(connection, environment, *chapter):
+    os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
+    try:
+        connection.send(run_chapter(*chapter))
+    except CremaError as error:
+        connection.send(error)
 
 
 def run_chapter(source, target, values):

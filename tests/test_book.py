@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
@@ -154,7 +155,7 @@ def test_a_failing_chapter_stops_the_run_with_its_name_and_last_line(project, ca
     write_chapter(project / "book" / "01_good.ipynb", "print(6 * 7)")
     write_chapter(project / "book" / "02_bad.ipynb", "def f():\n    raise KeyError('no such lead')\n\nf()", "print('never')")
     with pytest.raises(CremaError, match=r"chapter 02_bad failed in cell 4: KeyError: 'no such lead'") as error:
-        bookbuild.build("quick")
+        bookbuild.build("quick", jobs=1)
     assert "01_good" in capsys.readouterr().out
     kept = project / "_build" / "executed" / "quick" / "book" / "02_bad.ipynb"
     assert str(kept) in str(error.value)
@@ -170,6 +171,34 @@ def test_a_failing_chapter_stops_the_run_with_its_name_and_last_line(project, ca
     write_chapter(project / "book" / "01_good.ipynb", "print(6 * 8)")
     bookbuild.render(project / "_build" / "executed" / "quick", project / "_build")
     assert "01_good, 02_bad" in capsys.readouterr().out, "a run of what has changed since is no run"
+
+
+def test_chapters_run_side_by_side_and_after_those_that_they_need(project, capsys):
+    names = ["01_one", "02_two", "03_three"]
+    (project / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n" + "".join(f"  - file: book/{n}\n" for n in names))
+    meet = """
+import time
+from pathlib import Path
+
+Path("{own}").touch()
+waited = 0.0
+while not Path("{other}").exists():
+    assert waited < 60
+    time.sleep(0.1)
+    waited += 0.1
+"""
+    write_chapter(project / "book" / "01_one.ipynb", meet.format(own="one", other="two"), "Path('done').touch()")
+    write_chapter(project / "book" / "02_two.ipynb", meet.format(own="two", other="one"))
+    write_chapter(project / "book" / "03_three.ipynb", "from pathlib import Path\n\nassert Path('done').exists()")
+    third = project / "book" / "03_three.ipynb"
+    third.write_text(third.read_text().replace("# 03_three", "# 03_three **You need** [](01_one.ipynb). **Time**: none"))
+    assert bookbuild.needs(Path("book/03_three.ipynb")) == {"01_one.ipynb"} and not bookbuild.needs(Path("book/01_one.ipynb"))
+    bookbuild.build("quick", render_pages=False, jobs=2)
+    said = capsys.readouterr().out
+    assert said.index("01_one") < said.index("03_three") < said.index("all chapters") and "02_two" in said
+    write_chapter(project / "book" / "02_two.ipynb", "import os\n\nos.kill(os.getppid(), 9)")
+    with pytest.raises(CremaError, match="chapter 02_two failed: its process was killed"):
+        bookbuild.build("quick", only=["02"], render_pages=False, jobs=2)
 
 
 def test_a_warning_stops_the_rendering(project):

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..metrics import TITLES
 from .scores import MARKERS, _dots, _legend_columns, _reference_line
-from .style import GREY, INK, OKABE_ITO, SHADE, new_figure, require_columns
+from .style import GREY, INK, OKABE_ITO, new_figure, require_columns
 
 FLAT = {"as it is": (INK, "-"), "EM": (GREY, "--"), "BBSE": (GREY, ":"), "all labels": (INK, "-.")}  # what does not depend on m
 
@@ -55,10 +55,10 @@ def risk_coverage(table):
         everyone = mine.loc[mine["coverage"] == mine["coverage"].max(), "risk"].iloc[0]
         handles["by chance"] = ax.axhline(everyone, color=GREY, lw=1, ls="--", gid="chance", zorder=1)
         ax.set_title(panel)
-        ax.set(xlim=(0, 1.02), ylim=(0, None))
         ax.grid(axis="y")
+    axes[0, 0].set(xlim=(0, 1.02), ylim=(0, 1.05 * table["risk"].max()))
     _outer(axes, panels, "Share of recordings kept", "Share wrong among them")
-    fig.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=_legend_columns(handles))
+    fig.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(3, len(handles)))
     return fig
 
 
@@ -79,8 +79,9 @@ def foretold(table, *, drop="Drop of macro AUROC"):
         ax.axhline(0, color=GREY, lw=1, ls="--", zorder=1, gid="reference")
         for k, kind in enumerate(kinds):
             one = mine[mine["kind"] == kind]
-            ax.vlines(one["signal"], one["drop_low"], one["drop_high"], color=SHADE, lw=1, zorder=0)
-            look = {"color": OKABE_ITO[k % len(OKABE_ITO)], "marker": MARKERS[k % len(MARKERS)], "ms": 4.5, "ls": "none"}
+            colour = OKABE_ITO[k % len(OKABE_ITO)]
+            ax.vlines(one["signal"], one["drop_low"], one["drop_high"], color=colour, alpha=0.3, lw=1, zorder=0)
+            look = {"color": colour, "marker": MARKERS[k % len(MARKERS)], "ms": 4.5, "ls": "none"}
             handles[kind] = ax.plot(one["signal"], one["drop"], gid=str(kind), **look)[0]
         ax.set_title(panel)
         ax.set_xlabel(mine["axis"].iloc[0])

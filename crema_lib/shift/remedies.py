@@ -48,7 +48,8 @@ class Platt:
 def fit_platt(targets, scores, *, least=FEW):
     """Platt scaling (Platt 1999) of independent labels: sigmoid(slope * logit + bias) with the lowest log loss.
 
-    The slope is held within the bounds of a temperature, above zero: the order of the scores of a label stays, and so does every AUROC. A
+    Positives count as (n1 + 1) / (n1 + 2) and negatives as 1 / (n0 + 2), as Platt has it, or a few recordings that happen to lie apart would
+    make decisions of probabilities. The slope is held within the bounds of a temperature, above zero: the order of the scores of a label stays, and so does every AUROC. A
     label with too few recordings of either kind takes the slope and the bias of the lowest log loss over all labels together.
 
     Args:
@@ -76,11 +77,13 @@ def fit_platt(targets, scores, *, least=FEW):
 
 def _line(targets, logits):
     """Slope and bias of the lowest log loss, which is convex in both."""
+    positives = targets.sum()
+    aims = np.where(targets == 1, (positives + 1) / (positives + 2), 1 / (targets.size - positives + 2))
 
     def loss(line):
         z = line[0] * logits + line[1]
-        residual = expit(z) - targets
-        return (np.logaddexp(0, z) - targets * z).mean(), np.array([(residual * logits).mean(), residual.mean()])
+        residual = expit(z) - aims
+        return (np.logaddexp(0, z) - aims * z).mean(), np.array([(residual * logits).mean(), residual.mean()])
 
     bounds = [(1 / BOUNDS[1], 1 / BOUNDS[0]), (None, None)]
     return minimize(loss, (1.0, 0.0), jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-8}).x
@@ -237,7 +240,7 @@ def side_by_side(
     - "recalibrated": probabilities of `fit_platt` on m recordings.
     - "probe, home and away": a probe fitted on home and on m recordings that count `times` times each (ours).
     - "probe, away alone": a probe fitted on m recordings; a label that they cannot teach keeps its probabilities of home.
-    - "all labels": the probe on home and on four fifths of all recordings away, for the last fifth, by patient; what labels can buy.
+    - "all labels": the probe on home and on two thirds of all recordings away, for the last third, by patient; what labels can buy.
 
     Where probabilities are new, thresholds are the `expected_thresholds` of all recordings away. The probes keep the strength that was
     chosen at home; on m recordings alone it is larger by (recordings at home) / m, so that the prior on the weights is the same.
@@ -278,7 +281,7 @@ def side_by_side(
         return np.where(np.isnan(scores), raw, scores)
 
     every = np.empty_like(raw)
-    for fitted, held in GroupKFold(5, shuffle=True, random_state=seed).split(x, groups=patients):
+    for fitted, held in GroupKFold(3, shuffle=True, random_state=seed).split(x, groups=patients):
         every[held] = refitted(fitted)[held]
     free = {
         ("as it is", 0): (raw, cuts),
