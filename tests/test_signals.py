@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
-from crema_lib.objectives import CRMAE
+from crema_lib.objectives import CRMAE, load
 from crema_lib.shift import corrupt, signals
 from crema_lib.shift.home import Sample
 from crema_lib.sit import SiT
@@ -98,6 +98,17 @@ def test_the_reconstruction_error_is_that_of_the_hidden_patches(store):
     again = signals.reconstruction_error(objective, store, [5, 3, 8], draws=1, seed=7, batch_size=2)
     np.testing.assert_allclose(again[[1, 0]], error, rtol=1e-4)
     assert objective.training
+
+
+def test_an_objective_is_loaded_by_what_its_folder_says(store, tmp_path):
+    objective = CRMAE(SiT(width=48, depth=1, heads=3), mask_ratio=0.5)
+    objective.save_pretrained(tmp_path)
+    again, before = (signals.reconstruction_error(one, store, [1, 2], draws=1) for one in (load(tmp_path), objective))
+    np.testing.assert_allclose(again, before, rtol=1e-5)
+    (tmp_path / "objective.json").write_text('{"class": "Other"}')
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CremaError, match="holds no objective of a known class"):
+            load(folder)
 
 
 def test_missing_leads_are_not_asked_for(store):
