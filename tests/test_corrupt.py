@@ -10,6 +10,7 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
 from crema_lib.handcrafted import r_peaks
+from crema_lib.params import SHIFTS
 from crema_lib.shift import corrupt
 from crema_lib.sit import SiT
 
@@ -115,6 +116,7 @@ def test_records_of_the_noise_stress_test_database_are_read(tmp_path, found):
     read = corrupt.noises(tmp_path)
     assert read["baseline wander"].channels.shape == (2, 2000)
     np.testing.assert_array_equal(read["white"].channels, found["white"].channels)
+    assert read["baseline wander"].recorded and not read["white"].recorded and not found["baseline wander"].recorded
     with pytest.raises(CremaError, match="none of the records bw, ma, em"):
         corrupt.noises(tmp_path / "nowhere")
 
@@ -175,6 +177,34 @@ def test_a_shifted_store_is_embedded_like_any_other(store, sizes, found, tmp_pat
         away = embed_store(encoder, corrupt.Shifted(store, one), ROWS, cache=tmp_path)
         assert away.shape == home.shape and not np.array_equal(away, home), one.name
     assert len(list(tmp_path.iterdir())) == len(listed), "no condition is taken for another"
+
+
+def test_kinds_are_those_of_the_conditions_and_of_the_parameter(sizes, found):
+    kinds = dict.fromkeys(one.kind for one in corrupt.conditions(found, sizes))
+    assert set(kinds) == set(corrupt.KINDS) == set(SHIFTS) and tuple(kinds)[:5] == corrupt.NOISES == tuple(found)
+
+
+def test_at_its_unchanged_level_a_kind_changes_nothing(store):
+    level, x = corrupt.unchanged(store), store.read(ROWS).numpy()
+    assert set(level) == set(corrupt.KINDS) - {*corrupt.NOISES, "lost lead", "reversal"}
+    assert (level["high-pass"], level["low-pass"]) == tuple(store.meta["band"])
+    assert level["leads"] == len(LEADS)
+    for same in (corrupt.scale(level["gain"]), corrupt.resample(level["sampling rate"]), corrupt.shorten(level["length"])):
+        np.testing.assert_allclose(read(store, same), x, atol=1e-6)
+
+
+def test_what_a_stated_ratio_becomes_in_the_filter(found):
+    one = corrupt.Noise.of(np.random.default_rng(0).normal(size=(2, 500 * 120)), 500)
+    assert one.after_filter == pytest.approx(-10 * np.log10(39.5 / 250), abs=0.4), "of white noise the share of the band is left"
+    assert found["powerline"].after_filter > 20 > found["muscle artefact"].after_filter > 0 > found["electrode motion"].after_filter
+
+
+def test_the_folder_of_noise_is_the_given_one_or_the_fetched_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREMA_DATA", str(tmp_path))
+    assert corrupt.noise_folder() is None
+    (tmp_path / "nstdb").mkdir()
+    assert corrupt.noise_folder("") == tmp_path / "nstdb"
+    assert corrupt.noise_folder(str(tmp_path / "mine")) == tmp_path / "mine"
 
 
 def test_what_cannot_be_done_is_said(store, sizes, found):

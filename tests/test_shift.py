@@ -1,8 +1,11 @@
 """Home and away: what is chosen at home, and how a drop is measured."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crema_lib import metrics
 from crema_lib.data import splits
@@ -10,11 +13,12 @@ from crema_lib.data.labels import matrix
 from crema_lib.data.simulate import simulated_store
 from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
+from crema_lib.finetune import Classifier
 from crema_lib.metrics.calibration import fit_temperature
 from crema_lib.metrics.thresholds import choose, decide
 from crema_lib.probes.linear import fit_probe
 from crema_lib.shift import corrupt
-from crema_lib.shift.home import Sample, settle, visit
+from crema_lib.shift.home import Sample, encoders, settle, visit
 from crema_lib.shift.measure import MEASURES, Yardstick, decision_curve, net_benefit, worst
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
@@ -66,6 +70,36 @@ def test_everything_is_chosen_on_folds_1_to_9(store, models):
     np.testing.assert_allclose(model.scores(x[:50]), temperature(probe.scores(x[:50])), atol=1e-4)
     expected = choose(targets[valid], temperature(probe.scores(x[valid])), names)["threshold"]
     np.testing.assert_allclose(model.thresholds, expected, atol=1e-3)
+
+
+def test_the_encoders_of_the_chapters(tmp_path):
+    p, folder = SimpleNamespace(run_dir=tmp_path, seed=3), tmp_path / "pretrain" / "model"
+    pretrained, other = SiT(width=48, depth=2, heads=3), SiT(width=24, depth=1, heads=3)
+    pretrained.save_pretrained(folder)
+    other.save_pretrained(tmp_path / "other")
+    assert list(encoders(p, folder)) == ["random, probe", "CR-MAE, probe"]
+    network = XResNet1d(depth="xresnet1d50", width=8, hidden=16)
+    Classifier(network, columns={"super": ["NORM"]}).save_pretrained(tmp_path / "finetune" / "xresnet1d101-s3" / "model")
+    torch.manual_seed(1)
+    found = encoders(p, folder, [f"MAE only = {tmp_path / 'other'}"])
+    assert list(found) == ["random, probe", "CR-MAE, probe", "xresnet1d101", "MAE only"]
+    assert not any(one.training for one in found.values())
+    for name, saved in (("CR-MAE, probe", pretrained), ("xresnet1d101", network), ("MAE only", other)):
+        for key, value in saved.state_dict().items():
+            assert torch.equal(found[name].state_dict()[key], value), (name, key)
+    torch.manual_seed(3)
+    expected = SiT(width=48, depth=2, heads=3).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in found["random, probe"].state_dict().items()), "the seed of the run"
+    assert "xresnet1d101" not in encoders(SimpleNamespace(run_dir=tmp_path, seed=4), folder), "of another seed"
+    for wrong, sentence in (
+        (str(tmp_path / "other"), "is written NAME=FOLDER"),
+        ("MAE only=", "is written NAME=FOLDER"),
+        (f"CR-MAE, probe={tmp_path / 'other'}", "an encoder named CR-MAE, probe already"),
+        (f"none={tmp_path / 'nowhere'}", "holds no Signal Transformer"),
+        (f"CNN={tmp_path / 'finetune' / 'xresnet1d101-s3' / 'model'}", "holds no Signal Transformer"),
+    ):
+        with pytest.raises(CremaError, match=sentence):
+            encoders(p, folder, [wrong])
 
 
 def test_a_visit_keeps_rows_labels_and_patients_together(store, models, home):
