@@ -91,8 +91,9 @@ def _leakage_command(commands):
 
 def _leakage(args):
     from . import leakage
+    from .data.store import find
 
-    report = leakage.examine([leakage.find(name) for name in args.names], progress=True, **_given(args, "checkpoint", "threshold"))
+    report = leakage.examine([find(name) for name in args.names], progress=True, **_given(args, "checkpoint", "threshold"))
     print(report.wide().to_string(index=False))
     print(f"leaks: {report.sentence() or 'none found'}")
     if args.strict and report.sentence():

@@ -131,7 +131,7 @@ def open_others(p):
         CremaError: a name that is neither prepared nor in the manifest, or that is prepared in several forms.
     """
     from .data import manifest
-    from .leakage import find
+    from .data.store import find
 
     stores, absent = [], []
     for name in p.others:

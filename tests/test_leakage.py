@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from crema_lib import leakage, params, plots
 from crema_lib.data.simulate import simulate, simulated_store
-from crema_lib.data.store import COLUMNS, TEST, TRAIN, EcgStore, StoreWriter
+from crema_lib.data.store import COLUMNS, TEST, TRAIN, EcgStore, StoreWriter, find
 from crema_lib.errors import CremaError
+from crema_lib.leakage import duplicates
 from crema_lib.pretrain import pretrain
 
 N = 300
@@ -114,7 +115,7 @@ def test_padding_and_missing_leads_are_no_difference(store, tmp_path):
 
 def test_threshold_is_the_correlation_of_the_copies(store, tmp_path):
     x = store.signals[:30].astype(float)
-    scale = x[:, leakage.INDEPENDENT].std((1, 2))[:, None, None]
+    scale = x[:, duplicates.INDEPENDENT].std((1, 2))[:, None, None]
     noise = 0.25 * scale * np.random.default_rng(0).standard_normal(x.shape)  # r = 1 / sqrt(1 + .25^2) = .970
     stores = write(tmp_path / "clean", store.signals[:30]), write(tmp_path / "noisy", steps(x + noise))
     assert len(near(*stores)[0]) == 0
@@ -155,8 +156,8 @@ def test_the_sieve_misses_nothing(store, tmp_path, monkeypatch):
     copies = write(tmp_path / "moved", steps(np.stack(moved) + rng.normal(0, 10, (len(rows), 12, 1000))))
     some = write(tmp_path / "some", store.signals[rows])
     sieved = near(some, copies)[0]
-    monkeypatch.setattr(leakage, "ALL_PAIRS", 0)
-    monkeypatch.setattr(leakage, "BLOCK", 64)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 0)
+    monkeypatch.setattr(duplicates, "BLOCK", 64)
     pd.testing.assert_frame_equal(near(some, copies)[0], sieved)
     assert len(sieved) >= 57
 
@@ -169,7 +170,7 @@ def test_near_duplicates_say_what_they_cannot_do(store, tmp_path, monkeypatch):
     short = write(tmp_path / "short", store.signals[:5, :, :300])
     with pytest.raises(CremaError, match="prepare at least 5 s"):
         leakage.near_duplicates([short], leakage.catalogue([short]))
-    monkeypatch.setattr(leakage, "MOST_PAIRS", 10)
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 10)
     with pytest.raises(CremaError, match="resemble each other"):
         leakage.near_duplicates([store], listed)
 
@@ -248,14 +249,14 @@ def test_catalogue_refuses(store, tmp_path):
 
 def test_find_takes_a_name_or_a_folder(store, tmp_path, monkeypatch):
     monkeypatch.setenv("CREMA_DATA", str(tmp_path))
-    assert leakage.find(store.path).meta == store.meta
+    assert find(store.path).meta == store.meta
     with pytest.raises(CremaError, match="data prepare mine"):
-        leakage.find("mine")
+        find("mine")
     shutil.copytree(store.path, tmp_path / "stores" / "mine-100hz-10s")
-    assert leakage.find("mine").path.name == "mine-100hz-10s"
+    assert find("mine").path.name == "mine-100hz-10s"
     shutil.copytree(store.path, tmp_path / "stores" / "mine-200hz-10s")
     with pytest.raises(CremaError, match=r"mine-100hz-10s, mine-200hz-10s: give the folder"):
-        leakage.find("mine")
+        find("mine")
 
 
 def test_figure_of_the_closest():
@@ -350,7 +351,7 @@ def test_the_committed_checkpoint_says_what_it_saw():
 def test_the_committed_checkpoint_saw_folds_1_to_8_of_ptbxl(monkeypatch):
     """Needs the prepared store ($CREMA_DATA/stores); a dozen recordings of each side."""
     try:
-        store = leakage.find("ptb-xl")
+        store = find("ptb-xl")
     except CremaError as error:
         pytest.skip(str(error))
     from conftest import ROOT

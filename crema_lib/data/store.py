@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CremaError
+from ..paths import data_home
 from .leads import LEADS
 
 MV_PER_STEP = 0.001
@@ -120,6 +121,22 @@ class EcgStore:
     def rows(self, folds):
         """Row numbers of the records in the given folds, in table order."""
         return np.flatnonzero(self.table["fold"].isin(list(folds)))
+
+
+def find(name):
+    """The prepared data set of a name (`ptb-xl`) or a folder.
+
+    Raises:
+        CremaError: there is none, or there are several of that name.
+    """
+    if (Path(name) / "store.json").is_file():
+        return EcgStore(Path(name).resolve())
+    found = sorted((data_home() / "stores").glob(f"{name}-*hz-*s"))
+    if len(found) != 1:
+        several = f"it is prepared as {', '.join(path.name for path in found)}: give the folder of one"
+        none = f"it is neither a folder with a store.json nor prepared in {data_home() / 'stores'}: python -m crema_lib data prepare {name}"
+        raise CremaError(f"cannot open the data set {name}: {several if found else none}")
+    return EcgStore(found[0])
 
 
 def to_steps(signal_mv):

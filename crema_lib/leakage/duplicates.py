@@ -1,4 +1,4 @@
-"""Who has seen what: patients on both sides of a split, recordings that are there twice, and recordings that pretraining saw.
+"""Recordings that are there twice, as they are or nearly.
 
 A *near duplicate* is one stretch of one heart recorded once and kept twice, whatever happened to the copies: another gain, a little noise,
 a shifted window, one lead spoilt. At the shift of the best match the two traces correlate with r >= threshold, over the whole signal or
@@ -6,24 +6,18 @@ in most leads, and not in one stretch alone. Other beats of the same patient do 
 """
 
 import hashlib
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import resample
 from scipy.signal.windows import hann
 from tqdm import tqdm
 
-from .data.leads import lead_index
-from .data.splits import SPLITS
-from .data.store import MV_PER_STEP, EcgStore
-from .errors import CremaError
-from .paths import data_home
+from ..data.leads import lead_index
+from ..data.splits import SPLITS
+from ..data.store import MV_PER_STEP
+from ..errors import CremaError
 
 THRESHOLD = 0.99  # correlation from which two recordings count as one; noise of 14 % of the signal's standard deviation leads there
 MAX_SHIFT = 1.0  # s between the two windows
@@ -37,26 +31,6 @@ MOST_PAIRS = 5_000_000
 FINE = 4  # steps a sample in the search for the shift: at 10 Hz half a sample of 100 Hz costs .05 of the correlation
 BLOCK = 2048
 INDEPENDENT = [lead_index(lead) for lead in ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")]  # the other four follow from I and II
-SEEN = "seen.safetensors"
-
-
-# -- what there is -----------------------------------------------------------------------------------------------------------------
-
-
-def find(name):
-    """The prepared data set of a name (`ptb-xl`) or a folder.
-
-    Raises:
-        CremaError: there is none, or there are several of that name.
-    """
-    if (Path(name) / "store.json").is_file():
-        return EcgStore(Path(name).resolve())
-    found = sorted((data_home() / "stores").glob(f"{name}-*hz-*s"))
-    if len(found) != 1:
-        several = f"it is prepared as {', '.join(path.name for path in found)}: give the folder of one"
-        none = f"it is neither a folder with a store.json nor prepared in {data_home() / 'stores'}: python -m crema_lib data prepare {name}"
-        raise CremaError(f"cannot open the data set {name}: {several if found else none}")
-    return EcgStore(found[0])
 
 
 def digests(store, rows=None):
@@ -92,9 +66,6 @@ def catalogue(stores):
     if len(wrong := found[found["side"].isna()]):
         raise CremaError(f"recording {wrong['record'].iloc[0]} of {wrong['store'].iloc[0]} is in a fold that is none of 1 to 10")
     return found
-
-
-# -- twice the same ----------------------------------------------------------------------------------------------------------------
 
 
 def exact_duplicates(listed):
@@ -280,180 +251,3 @@ def _median(values):
     count = np.isfinite(values).sum(-1, keepdims=True)
     middle = np.concatenate([np.maximum(count - 1, 0) // 2, count // 2], -1)
     return np.take_along_axis(values, middle, -1).mean(-1)
-
-
-# -- what a checkpoint saw ---------------------------------------------------------------------------------------------------------
-
-
-def remember(folder, store, rows, rate=1e-6):
-    """Write into a model's folder which recordings it was trained on, as a Bloom filter of their hashes: `seen.safetensors`.
-
-    A Bloom filter (Bloom 1970, doi:10.1145/362686.362692) of m bits with k positions an item says "no" only where it is sure, and "yes"
-    wrongly with probability (1 - exp(-k n / m))^k, here `rate` for its n items. No recording and no hash can be read back from it. The k
-    positions come from the two halves of one hash (Kirsch & Mitzenmacher 2008, doi:10.1002/rsa.20208).
-
-    Args:
-        folder: of the model. store, rows: what it was trained on. rate: probability of a false "seen", 0 < rate < 1.
-    """
-    rows = np.asarray(rows)
-    if not len(rows) or not 0 < rate < 1:
-        raise CremaError(f"{len(rows)} recordings and a false-positive rate of {rate}: give one or more, and a rate within 0 to 1")
-    size = 8 * int(np.ceil(-len(rows) * np.log(rate) / np.log(2) ** 2 / 8))
-    positions = max(1, round(size / len(rows) * np.log(2)))
-    bits = np.zeros(size, bool)
-    bits[_positions(digests(store, rows), size, positions)] = True
-    kept = {"items": len(rows), "positions": positions, "rate": rate, "hash": "BLAKE2b-128 of int16 (12, samples), 1 uV a step"}
-    kept |= {**_grid(store), "source": store.meta.get("source", ""), "data_sha256": store.meta["sha256"], "scipy": version("scipy")}
-    save_file({"bits": np.packbits(bits)}, Path(folder) / SEEN, {key: str(value) for key, value in kept.items()})
-
-
-def what_was_seen(folder):
-    """(bool (bits,), dict of texts): the Bloom filter of a model's folder with its `items`, `positions`, `rate`, `fs`, `data_sha256`, ...
-
-    Raises:
-        CremaError: the folder has none, or it is damaged.
-    """
-    path = Path(folder) / SEEN
-    if not path.is_file():
-        raise CremaError(f"{folder} does not say what it was trained on (no {SEEN}): pretrain again, or write it with leakage.remember")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            bits, kept = np.unpackbits(file.get_tensor("bits")).astype(bool), dict(file.metadata() or {})
-        int(kept["positions"]), int(kept["items"]), float(kept["rate"]), [kept[key] for key in ("fs", "seconds", "band")]
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CremaError(f"{path} is damaged ({error}): fetch or write it again") from None
-    return bits, kept
-
-
-def seen(folder, store, rows=None):
-    """Whether a model was trained on recordings of a store.
-
-    Equal means equal in every prepared sample. A recording that was prepared in another way, or the near duplicate of one, is not found.
-
-    Returns:
-        bool (records,): True is wrong with the probability `rate` of the filter, False is never wrong.
-
-    Raises:
-        CremaError: no or a damaged `seen.safetensors`, or the store was prepared at another rate, length or band.
-    """
-    bits, kept = what_was_seen(folder)
-    grid = {key: str(value) for key, value in _grid(store).items()}
-    if wrong := [f"{key} {kept[key]}, not {value}" for key, value in grid.items() if kept[key] != value]:
-        raise CremaError(f"{folder} was trained on recordings of {', '.join(wrong)}: prepare {store.path.name} in the same way to compare")
-    return bits[_positions(digests(store, rows), len(bits), int(kept["positions"]))].all(1)
-
-
-def _grid(store):
-    """How a store was prepared, as far as equal samples need it."""
-    band = store.meta.get("band")
-    return {"fs": f"{store.fs:g}", "seconds": f"{store.seconds:g}", "band": "-".join(f"{edge:g}" for edge in band) if band else "none"}
-
-
-def _positions(hashes, size, count):
-    """Bit numbers (records, count)."""
-    with np.errstate(over="ignore"):
-        return ((hashes[:, :1] + np.arange(count, dtype=np.uint64) * (hashes[:, 1:] | np.uint64(1))) % np.uint64(size)).astype(np.int64)
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `examine` found. The table may be shown and kept; the other DataFrames name recordings and stay in memory.
-
-    Attributes:
-        table: DataFrame question, where (store), split, count, of (how many), other_patients and other_labels (of the pairs, those of
-            different patients, and of different labels), leak (bool).
-        listed: the `catalogue`. exact: pairs a, b. aligned: see `near_duplicates`.
-    """
-
-    table: pd.DataFrame
-    listed: pd.DataFrame
-    exact: pd.DataFrame
-    aligned: pd.DataFrame
-
-    @property
-    def near(self):
-        return self.aligned[self.aligned["rule"] != ""]
-
-    def wide(self):
-        """The counts with one column a store."""
-        return (
-            self.table.pivot_table("count", ["question", "split"], "where", sort=False)
-            .astype("Int64")
-            .reset_index()
-            .rename_axis(None, axis=1)
-        )
-
-    def best(self):
-        """The recording closest to each: DataFrame other, r over the index of `listed`, without flat and equal ones."""
-        sides = [self.aligned.set_index(side)[[other, "r"]].rename(columns={other: "other"}) for side, other in (("a", "b"), ("b", "a"))]
-        both = pd.concat(sides).sort_values("r", ascending=False, kind="stable")
-        return both[~both.index.duplicated()].sort_index()
-
-    def closest(self, groups, edges=None):
-        """How many recordings of each group have their closest one at which correlation.
-
-        Args:
-            groups: Series of names over the index of `best()`, NaN for what is not counted. edges: of the bins; 50 from 0 to 1 by default.
-
-        Returns:
-            DataFrame group, low, high, count; what lies outside is counted in the first and the last bin.
-        """
-        edges = np.linspace(0, 1, 51) if edges is None else np.asarray(edges)
-        r, rows = self.best()["r"].clip(edges[0], edges[-1]), []
-        for group in sorted(groups.dropna().unique()):
-            counts = np.histogram(r[groups.reindex(r.index) == group], edges)[0]
-            rows += [(group, *edge) for edge in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)]
-        return pd.DataFrame(rows, columns=["group", "low", "high", "count"])
-
-    def sentence(self):
-        """What is wrong in one sentence, empty where nothing is."""
-        leaks = self.table[self.table["leak"]].to_dict("records")
-        return "; ".join(f"{row['where']}: {row['count']:,} {row['question']} {row['split']}" for row in leaks)
-
-
-def examine(stores, *, checkpoint=None, threshold=THRESHOLD, progress=False):
-    """Answer every question of this module for some stores.
-
-    A leak is a patient on two sides of a split or in two stores, an equal or near-equal pair on two sides or in two stores, and a
-    recording for choosing or testing that pretraining saw.
-
-    Args:
-        stores: list of `EcgStore`. checkpoint: folder of a pretrained model, or None. threshold, progress: see `near_duplicates`.
-
-    Returns:
-        Report.
-
-    Raises:
-        CremaError: see `catalogue`, `near_duplicates`, `seen`.
-    """
-    known = [seen(checkpoint, store) for store in stores] if checkpoint else []  # what cannot work is told before the long search
-    listed = catalogue(stores)
-    labels = np.concatenate([store.table["labels"].to_numpy() for store in stores])
-    exact = exact_duplicates(listed)
-    aligned = near_duplicates(stores, listed, threshold=threshold, progress=progress)
-    homes, rows = listed.groupby("patient")["store"].nunique(), []
-    for i, (name, own) in enumerate(listed.groupby("store", sort=False)):
-        sides, n = own.groupby("patient")["side"].nunique(), len(own)
-        people, none = len(sides), (None, None)
-        rows += [("recordings", name, "all", n, n, *none), ("patients", name, "all", people, people, *none)]
-        rows += [("too flat to compare", name, "all", own["flat"].sum(), n, *none)]
-        rows += [("patients", name, "across sides", (sides > 1).sum(), people, *none)]
-        rows += [("patients", name, "in other sets", (homes[sides.index] > 1).sum(), people, *none)]
-        for question, pairs in (("exact duplicates", exact), ("near duplicates", aligned[aligned["rule"] != ""])):
-            mine = pairs[pairs["a"].isin(own.index) | pairs["b"].isin(own.index)]
-            a, b = (listed.loc[mine[side]].reset_index(drop=True) for side in ("a", "b"))
-            unlike = labels[mine["a"]] != labels[mine["b"]], a["patient"] != b["patient"]
-            abroad, across = a["store"] != b["store"], a["side"] != b["side"]
-            for split, where in (("within a side", ~abroad & ~across), ("across sides", ~abroad & across), ("in other sets", abroad)):
-                differ = [int((where & other).sum()) for other in unlike] if split != "in other sets" else none
-                rows.append((question, name, split, where.sum(), n, *differ))
-        for side in SPLITS if known else ():
-            of = (own["side"] == side).to_numpy()
-            rows.append(("seen in pretraining", name, side, known[i][of].sum(), of.sum(), *none))
-    table = pd.DataFrame(rows, columns=["question", "where", "split", "count", "of", "other_labels", "other_patients"])
-    table = table.astype({"count": "int64", "of": "int64", "other_labels": "Int64", "other_patients": "Int64"})
-    leak = table["split"].isin(["across sides", "in other sets", "valid", "test"]) & (table["count"] > 0)
-    return Report(table.assign(leak=leak), listed, exact, aligned)

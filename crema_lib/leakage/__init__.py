@@ -1,0 +1,19 @@
+"""Who has seen what: patients on both sides of a split, recordings that are there twice, and recordings that pretraining saw."""
+
+from .checkpoint import SEEN, remember, seen, what_was_seen
+from .duplicates import THRESHOLD, catalogue, digests, exact_duplicates, near_duplicates
+from .report import Report, examine
+
+__all__ = [
+    "SEEN",
+    "THRESHOLD",
+    "Report",
+    "catalogue",
+    "digests",
+    "exact_duplicates",
+    "examine",
+    "near_duplicates",
+    "remember",
+    "seen",
+    "what_was_seen",
+]
