@@ -19,7 +19,7 @@ HOME = RNG.normal(size=(600, 8)) * np.arange(1, 9)
 
 
 class Decided:
-    name, thresholds = "model", np.array([0.5, 0.5, np.nan])
+    name, names, thresholds = "model", ("a", "b", "c"), np.array([0.5, 0.5, np.nan])
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +122,16 @@ def test_flagging_is_the_auroc_for_a_wrong_decision():
     targets = RNG.integers(0, 2, (300, 3)).astype(float)
     scores = np.clip(targets * 0.5 + 0.7 * RNG.random((300, 3)) - 0.1, 0, 1)
     sample = Sample("away", targets, np.arange(300), {"model": scores})
-    wrong = ((scores >= 0.5)[:, :2] != targets[:, :2]).any(1)
-    noisy = wrong + RNG.normal(size=300)
+    wrong = (scores >= 0.5)[:, :2] != targets[:, :2]
+    np.testing.assert_array_equal(signals.mistaken(sample, Decided), wrong)
+    noisy = wrong.sum(1) + RNG.normal(size=300)
     table = signals.flagging(sample, Decided, {"noisy": noisy, "chance": RNG.random(300)}, n=50).set_index("signal")
-    assert table.loc["noisy", "value"] == pytest.approx(roc_auc_score(wrong, noisy)) and (table["wrong"] == wrong.mean()).all()
+    assert table.loc["noisy", "value"] == pytest.approx(np.mean([roc_auc_score(wrong[:, k], noisy) for k in (0, 1)]))
+    assert (table["wrong"] == wrong.mean()).all() and (table["labels"] == 2).all()
     assert table.loc["noisy", "low"] > 0.6 > table.loc["chance", "value"]
+    scores[:, 1] = targets[:, 1]  # no mistake there
+    (one,) = signals.flagging(sample, Decided, {"noisy": noisy}, n=50).to_dict("records")
+    assert one["value"] == pytest.approx(roc_auc_score(wrong[:, 0], noisy)) and one["labels"] == 1
 
 
 def test_a_drop_foretold_is_a_rank_correlation_over_shifts():
@@ -147,8 +152,8 @@ def test_what_cannot_be_told_is_said(store):
         (lambda: signals.Novelty(np.where(HOME > 20, np.nan, HOME)), "must be finite"),
         (lambda: signals.domain_auc(HOME[:9], HOME), "needs 10 patients or more on each side"),
         (lambda: signals.mmd(HOME, HOME[:1]), "needs two recordings of each"),
-        (lambda: signals.flagging(right, Decided, {}), "no prediction of model on away is wrong"),
-        (lambda: signals.flagging(wrong, Decided, {}), "every prediction of model on away is wrong"),
+        (lambda: signals.flagging(right, Decided, {}), "no label of model on away has 10 wrong and 10 right decisions"),
+        (lambda: signals.flagging(wrong, Decided, {}), "no label of model on away has 10 wrong"),
         (lambda: signals.foretold(pd.DataFrame({"x": [1, 2, 3]}), [1, 2, 3]), "give five shifts or more"),
         (lambda: signals.foretold(pd.DataFrame({"x": [1, 2, 3, 4, np.nan]}), np.arange(5)), "is NaN or infinite"),
         (lambda: signals.reconstruction_error(torch.nn.Linear(2, 2), store, [0]), "Linear draws nothing"),

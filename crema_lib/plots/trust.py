@@ -1,6 +1,7 @@
 """Knowing when not to trust: signals that flag mistakes, what leaving the doubtful to a human gains, drops foretold, remedies."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ..metrics import TITLES
 from .scores import MARKERS, _dots, _legend_columns, _reference_line
@@ -10,29 +11,34 @@ FLAT = {"as it is": (INK, "-"), "EM": (GREY, "--"), "BBSE": (GREY, ":"), "all la
 
 
 def flags(table):
-    """How well signals flag wrong predictions: AUROC with 95 % interval for every place and signal, a panel for each model.
+    """How well signals flag wrong decisions: AUROC with 95 % interval for every place and signal, a panel for each model.
 
     table: columns model, sample, signal, value, low, high, as from `shift.signals.flagging`. A signal that a model lacks has no dot.
     """
     require_columns(table, ("model", "sample", "signal", "value", "low", "high"))
     order, signals, models = (table[column].drop_duplicates().tolist() for column in ("sample", "signal", "model"))
-    fig = new_figure((0.14 * len(signals) + 0.16) * len(order) + 1.1)
-    axes = fig.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, model in zip(axes, models, strict=True):
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    fig = new_figure(((0.14 * len(signals) + 0.16) * len(order) + 0.4) * rows + 0.8)
+    axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax, model in zip(axes.flat, models, strict=False):
         mine = table[table["model"] == model].drop(columns="model").rename(columns={"signal": "model"})
         frame = mine.set_index(["sample", "model"]).reindex([(s, k) for k in signals for s in order]).reset_index()
         handles, names = _dots(ax, frame, "sample", order)
         ax.set_title(model)
-    for ax in axes:
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+    for k, ax in enumerate(axes.flat):
+        ax.set_visible(k < len(models))
         _reference_line(ax, 0.5)
-    axes[0].set_yticks(range(len(order)), order)
-    fig.supxlabel("AUROC of the signal for a wrong prediction (95 % interval)", fontsize=10)
+        ax.tick_params(labelbottom=k + columns >= len(models))
+    axes[0, 0].set_yticks(range(len(order)), order)
+    fig.supxlabel("AUROC of the signal for a wrong decision (95 % interval)", fontsize=10)
     fig.legend(handles, names, loc="outside upper center", ncols=_legend_columns(names))
     return fig
 
 
 def risk_coverage(table):
-    """Share of wrong predictions among those that are kept, against the share that is kept, a panel for each place.
+    """Share of wrong decisions among the recordings that are kept, against the share that is kept, a panel for each place.
 
     table: columns panel, signal, coverage, risk, as from `shift.remedies.risk_coverage`; "ideal" is drawn in grey, and a dashed line shows
         what leaving out recordings by chance would do.
@@ -57,7 +63,7 @@ def risk_coverage(table):
         ax.set_title(panel)
         ax.grid(axis="y")
     axes[0, 0].set(xlim=(0, 1.02), ylim=(0, 1.05 * table["risk"].max()))
-    _outer(axes, panels, "Share of recordings kept", "Share wrong among them")
+    _outer(axes, panels, "Share of recordings kept", "Wrong decisions among them")
     fig.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(3, len(handles)))
     return fig
 

@@ -48,9 +48,10 @@ class Platt:
 def fit_platt(targets, scores, *, least=FEW):
     """Platt scaling (Platt 1999) of independent labels: sigmoid(slope * logit + bias) with the lowest log loss.
 
-    Positives count as (n1 + 1) / (n1 + 2) and negatives as 1 / (n0 + 2), as Platt has it, or a few recordings that happen to lie apart would
-    make decisions of probabilities. The slope is held within the bounds of a temperature, above zero: the order of the scores of a label stays, and so does every AUROC. A
-    label with too few recordings of either kind takes the slope and the bias of the lowest log loss over all labels together.
+    Positives count as (n1 + 1) / (n1 + 2) and negatives as 1 / (n0 + 2), as in that paper: else a few recordings that happen to lie apart
+    would make decisions of probabilities. The slope is held within the bounds of a temperature, above zero: the order of the scores of a
+    label stays, and so does every AUROC. A label with too few recordings of either kind takes the slope and the bias of the lowest log
+    loss over all labels together.
 
     Args:
         targets: 0/1 (records, labels), scores: probabilities, both of the labelled recordings away.
@@ -150,7 +151,7 @@ def prevalence_bbse(away, valid, targets, home):
 
 
 def adjust(scores, home, away):
-    """Probabilities that were right at one prevalence, made right for another (Saerens et al. 2002, eq. 2.4, with two classes).
+    """Probabilities that were right at one prevalence, made right for another (Saerens et al. 2002, with two classes).
 
     Args:
         scores: probabilities (records, labels). home, away: prevalences (labels,), above 0 and below 1.
@@ -197,26 +198,26 @@ def _checked(scores, prevalences):
 
 
 def risk_coverage(wrong, signals, coverage=COVERAGE):
-    """Share of wrong predictions among those that are kept, when the strangest are left to a human (El-Yaniv & Wiener 2010, JMLR 11).
+    """What is wrong among the recordings that are kept, when the strangest are left to a human (El-Yaniv & Wiener 2010, JMLR 11).
 
     Args:
-        wrong: bool (records,), see `signals.mistaken`. signals: dict name -> float (records,), higher is stranger.
-        coverage: shares of the recordings to keep, above 0 and at most 1.
+        wrong: float (records,), share of the labels of a recording that are decided wrongly, see `signals.mistaken`.
+        signals: dict name -> float (records,), higher is stranger. coverage: shares of the recordings to keep, above 0 and at most 1.
 
     Returns:
-        DataFrame signal, coverage, risk, kept (recordings); the signal "ideal" knows which predictions are wrong.
+        DataFrame signal, coverage, risk (mean of wrong), kept (recordings); the signal "ideal" knows what is wrong.
 
     Raises:
         CremaError: shapes differ, a signal is not finite, or a coverage is out of range.
     """
-    wrong, coverage = np.asarray(wrong, dtype=bool), np.asarray(coverage, dtype=float)
+    wrong, coverage = np.asarray(wrong, dtype=float), np.asarray(coverage, dtype=float)
     if not ((coverage > 0) & (coverage <= 1)).all():
         raise CremaError(f"the coverages {', '.join(f'{c:g}' for c in coverage)} must lie above 0 and be at most 1")
     kept, rows = np.maximum(1, np.rint(coverage * len(wrong)).astype(int)), []
     for name, signal in {**signals, "ideal": wrong}.items():
         signal = np.asarray(signal, dtype=float)
         if signal.shape != wrong.shape or not np.isfinite(signal).all():
-            raise CremaError(f"the signal {name} of shape {signal.shape} must be finite and fit {len(wrong)} predictions")
+            raise CremaError(f"the signal {name} of shape {signal.shape} must be finite and fit {len(wrong)} recordings")
         risk = (wrong[np.argsort(signal, kind="stable")].cumsum() / np.arange(1, len(wrong) + 1))[kept - 1]
         rows.append(pd.DataFrame({"signal": name, "coverage": kept / len(wrong), "risk": risk, "kept": kept}))
     return pd.concat(rows, ignore_index=True)
@@ -240,7 +241,8 @@ def side_by_side(
     - "recalibrated": probabilities of `fit_platt` on m recordings.
     - "probe, home and away": a probe fitted on home and on m recordings that count `times` times each (ours).
     - "probe, away alone": a probe fitted on m recordings; a label that they cannot teach keeps its probabilities of home.
-    - "all labels": the probe on home and on two thirds of all recordings away, for the last third, by patient; what labels can buy.
+    - "all labels": the probe on home and on two thirds of all recordings away, for the last third, by patient; what labels can buy. The
+      scores of three probes are ranked together, which costs AUROC where recordings are few.
 
     Where probabilities are new, thresholds are the `expected_thresholds` of all recordings away. The probes keep the strength that was
     chosen at home; on m recordings alone it is larger by (recordings at home) / m, so that the prior on the weights is the same.
@@ -273,7 +275,8 @@ def side_by_side(
 
     def refitted(rows):
         more = np.repeat(rows, times)
-        probe = LinearProbe().fit(np.concatenate([train[0], x[more]]), np.concatenate([home, y[more]]), model.probe.strength)
+        both = np.concatenate([train[0], x[more]]), np.concatenate([home, y[more]])
+        probe = LinearProbe().fit(*both, model.probe.strength, tolerance=1e-4)
         return probe.scores(x)
 
     def alone(rows):

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ..embeddings import frozen
 from ..errors import CremaError
-from ..metrics import compare, interval
+from ..metrics import FEW, compare, interval
 from ..metrics.thresholds import decide
 
 
@@ -156,34 +156,40 @@ def mmd(home, away, *, most=1000, seed=0):
 
 
 def mistaken(sample, model):
-    """Bool (records,): at least one label of a recording is decided wrongly.
+    """Bool (records, labels with a threshold): the label of a recording is decided wrongly.
 
     Args:
         sample: `home.Sample`. model: `home.Model`, whose thresholds decide; a label without one (NaN) is not asked.
     """
     usable = np.isfinite(model.thresholds)
-    decided = decide(sample.scores[model.name][:, usable], model.thresholds[usable])
-    return (decided != sample.targets[:, usable]).any(1)
+    return decide(sample.scores[model.name][:, usable], model.thresholds[usable]) != sample.targets[:, usable]
 
 
-def flagging(sample, model, signals, *, n=1000, seed=0):
-    """How well signals of a recording flag wrong predictions: AUROC of each signal for "at least one label is decided wrongly".
+def flagging(sample, model, signals, *, n=1000, seed=0, least=FEW):
+    """How well signals of a recording flag wrong decisions: AUROC of each signal for "this label is decided wrongly", mean over labels.
+
+    With many labels hardly a recording is right in all of them, so that labels are asked one by one.
 
     Args:
         sample, model: see `mistaken`. signals: dict name -> float (records,), higher is stranger.
+        least: wrong and right decisions that a label needs.
 
     Returns:
-        DataFrame signal, value, low, high, records, wrong (their share).
+        DataFrame signal, value, low, high, records, labels, wrong (share of the decisions on these labels).
 
     Raises:
-        CremaError: no prediction is wrong, or all are.
+        CremaError: no label has enough wrong and right decisions.
     """
     wrong = mistaken(sample, model)
-    if wrong.all() or not wrong.any():
-        raise CremaError(f"{'every' if wrong.all() else 'no'} prediction of {model.name} on {sample.name} is wrong: nothing can be flagged")
-    values = {name: np.asarray(signal, dtype=float)[:, None] for name, signal in signals.items()}
-    result = compare(wrong[:, None].astype(float), values, sample.patients, ["wrong"], n=n, seed=seed)
-    return pd.DataFrame([{"signal": name, **vars(result.macro(name)), "records": len(wrong), "wrong": wrong.mean()} for name in values])
+    asked = np.minimum(wrong.sum(0), (~wrong).sum(0)) >= max(least, 1)
+    if not asked.any():
+        raise CremaError(f"no label of {model.name} on {sample.name} has {least} wrong and {least} right decisions: nothing can be flagged")
+    wrong = wrong[:, asked]
+    values = {name: np.repeat(np.asarray(signal, dtype=float)[:, None], asked.sum(), axis=1) for name, signal in signals.items()}
+    names = np.asarray(model.names)[np.isfinite(model.thresholds)][asked]
+    result = compare(wrong.astype(float), values, sample.patients, names, n=n, seed=seed)
+    head = {"records": len(wrong), "labels": len(names), "wrong": wrong.mean()}
+    return pd.DataFrame([{"signal": name, **vars(result.macro(name)), **head} for name in values])
 
 
 def foretold(signals, drops, *, n=1000, seed=0):
