@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT, write_chapter
 
 from crema_lib import bookbuild, notebook, params, runs
+from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -269,3 +270,17 @@ def test_the_colab_cell_does_nothing_elsewhere(monkeypatch):
     before = list(sys.path)
     exec(compile(notebook.COLAB_CELL, "colab", "exec"), {})
     assert sys.path == before
+
+
+def test_other_data_sets_are_opened_by_name_and_one_that_is_not_prepared_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CREMA_DATA", str(tmp_path))
+    store = simulated_store(tmp_path / "stores" / "mine-100hz-10s", 20, seed=0)
+    found = notebook.open_others(types.SimpleNamespace(others=["mine", "georgia"]))
+    assert [one.path for one in found] == [store.path]
+    assert "left out: georgia" in capsys.readouterr().out
+    with pytest.raises(CremaError, match="cannot open the data set georgai"):
+        notebook.open_others(types.SimpleNamespace(others=["georgai"]))
+    simulated_store(tmp_path / "stores" / "georgia-100hz-10s", 20, seed=0)
+    simulated_store(tmp_path / "stores" / "georgia-100hz-5s", 20, seed=0, seconds=5)
+    with pytest.raises(CremaError, match="it is prepared as georgia-100hz-10s, georgia-100hz-5s"):
+        notebook.open_others(types.SimpleNamespace(others=["georgia"]))
