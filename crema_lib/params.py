@@ -53,6 +53,7 @@ SCHEMA = {
         Parameter("mask_ratio", float, "share of tokens that is hidden", 0.05, 0.95),
         Parameter("contrast_weight", float, "lambda, the weight of the contrastive regulariser", 0, 100),
         Parameter("temperature", float, "of the contrastive softmax", 0.001, 10),
+        Parameter("noise", float, "largest level of white noise and of wander added to a view, mV", 0, 10),
         Parameter("epochs", int, "passes over the training records", 1, 100_000),
         Parameter("batch_size", int, "records a step", 2, 65_536),
         Parameter("lr", float, "highest learning rate", 1e-8, 10),

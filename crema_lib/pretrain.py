@@ -43,7 +43,7 @@ def pretrain(p, store, *, progress=True):
         (objective, log): the trained `Objective`, also saved in `run_dir/pretrain/model`, and the log of `engine.fit`.
     """
     rows = store.rows(TRAIN)
-    options = {name: getattr(p, name) for name in ("mask_ratio", "contrast_weight", "temperature")}
+    options = {name: getattr(p, name) for name in ("mask_ratio", "contrast_weight", "temperature", "noise")}
     model = build(p.objective, new_encoder(p, store, rows), **options)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
