@@ -120,14 +120,17 @@ def run_chapters(picked, executed, values, jobs):
     """
     waiting, running, ahead = list(picked), {}, {path.name for path in picked}
     needed = {path: needs(path) for path in picked}
-    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     try:
         while waiting or running:
             ready = [path for path in waiting if not needed[path] & ahead] or waiting[: not running]
-            for path in ready[: jobs - len(running)]:
+            started = ready[: jobs - len(running)]
+            threads = max(1, (os.cpu_count() or 1) // max(1, len(running) + len(started)))
+            for path in started:
                 waiting.remove(path)
                 mine, its = multiprocessing.Pipe(duplex=False)
-                process = multiprocessing.Process(target=_run_apart, args=(its, threads, path, executed / path, values))
+                process = multiprocessing.Process(
+                    target=_run_apart, args=(its, {"OMP_NUM_THREADS": str(threads)}, path, executed / path, values)
+                )
                 process.start()
                 its.close()
                 running[mine] = path, process
