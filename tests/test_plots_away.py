@@ -1,11 +1,20 @@
 """Figures of what happens away from home."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from crema_lib import plots
 from crema_lib.errors import CremaError
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context():
+        plots.use_style()
+        yield
+
 
 SAMPLES, MODELS = ("georgia", "device CS-12"), ("random", "CR-MAE")
 
@@ -41,7 +50,7 @@ def test_a_decision_curve_has_a_panel_for_each_sample():
     slopes = {"CR-MAE": 1, "treat all": 3}
     rows = [(s, m, t, 1 - k * t, 0.9 - k * t, 1.1 - k * t) for s in SAMPLES for m, k in slopes.items() for t in at]
     fig = plots.net_benefit(pd.DataFrame(rows, columns=["sample", "model", "at", "value", "low", "high"]))
-    assert [ax.get_title() for ax in fig.axes] == list(SAMPLES)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == list(SAMPLES)
     lines = {line.get_label(): line for line in fig.axes[1].lines}
     assert set(lines) == {"treat all", "treat none", "CR-MAE"}
     np.testing.assert_allclose(lines["CR-MAE"].get_ydata(), 1 - at)

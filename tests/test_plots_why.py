@@ -1,11 +1,20 @@
 """Figures of why performance drops."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from crema_lib import plots
 from crema_lib.errors import CremaError
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context():
+        plots.use_style()
+        yield
+
 
 PARTS = {"approximation": 0.2, "usability": -0.05, "probe generalisation": 0.1, "total": 0.25}
 
@@ -32,7 +41,7 @@ def test_curves_of_covariates_have_a_panel_for_each_shift_and_a_line_at_home():
     ]
     columns = ["shift", "train", "test", "predictor", "metric", "value", "low", "high"]
     fig = plots.covariate_curves(pd.DataFrame(rows, columns=columns), names={"covariate": "A shift"}, units={"association": "ratio"})
-    assert [ax.get_title() for ax in fig.axes] == ["A shift", "association"] and fig.axes[1].get_xlabel() == "ratio"
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["A shift", "association"] and fig.axes[1].get_xlabel() == "ratio"
     for ax, home in zip(fig.axes, (0.1, 1.0), strict=True):
         lines = {line.get_label(): line for line in ax.lines}
         np.testing.assert_allclose(lines["without"].get_xdata(), [0.1, 0.9, 1.0])
