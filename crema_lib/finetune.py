@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import views
+from . import parallel, views
 from .data import labels, splits
 from .engine import fit, parameter_groups
 from .errors import CremaError
@@ -117,7 +117,7 @@ class Classifier(Objective):
         wrong = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
         if self.number.any():
             wrong = torch.where(self.number, (outputs - (wanted - YEARS[0]) / YEARS[1]).square(), wrong)
-        return {"loss": (wrong * known).sum() / known.sum().clamp(min=1)}
+        return {"loss": (wrong * known).sum() / parallel.mean_over_processes(known.sum()).clamp(min=1)}
 
     def outputs(self, signal, lead_mask=None):
         """Probabilities (and years, for the task `age`) of whole recordings, the mean over half-overlapping crops where there is a crop.

@@ -1,8 +1,10 @@
-"""Views of a batch: augmentations, random leads, random masks. All batched, on the device of the batch, from torch's own generator."""
+"""Views of a batch: augmentations, random leads, random masks. All batched, on the device of the batch, from torch's own generator,
+and the same for a record whatever number of processes share the batch (`parallel`)."""
 
 import torch
 
 from .errors import CremaError
+from .parallel import integers, normal, uniform
 
 
 def random_mask(batch, patches, ratio, device="cpu"):
@@ -18,7 +20,7 @@ def random_mask(batch, patches, ratio, device="cpu"):
     if not 0 <= ratio < 1:
         raise CremaError(f"mask ratio {ratio} is outside 0 <= ratio < 1")
     n_hidden = min(round(ratio * patches), patches - 1)
-    order = torch.rand(batch, patches, device=device).argsort(dim=1)
+    order = uniform(batch, patches, device=device).argsort(dim=1)
     return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
 
 
@@ -28,7 +30,7 @@ def shift(signal, samples=None):
     A rhythm strip has no preferred start; the seam costs one unnatural beat. signal: (batch, leads, samples).
     """
     batch, _, length = signal.shape
-    by = torch.randint(0, samples or length, (batch, 1), device=signal.device)
+    by = integers(0, samples or length, batch, 1, device=signal.device)
     index = (torch.arange(length, device=signal.device) + by) % length
     return signal.gather(2, index[:, None].expand_as(signal))
 
@@ -38,14 +40,14 @@ def crop(signal, samples):
     batch, leads, length = signal.shape
     if not 0 < samples <= length:
         raise CremaError(f"a crop of {samples} samples does not fit into {length}")
-    start = torch.randint(0, length - samples + 1, (batch, 1), device=signal.device)
+    start = integers(0, length - samples + 1, batch, 1, device=signal.device)
     index = start + torch.arange(samples, device=signal.device)
     return signal.gather(2, index[:, None].expand(-1, leads, -1))
 
 
 def gain(signal, spread=0.2):
     """Multiply each record by exp(spread * N(0, 1)): electrode contact and body habitus scale all leads alike."""
-    return signal * torch.exp(spread * torch.randn(len(signal), 1, 1, device=signal.device))
+    return signal * torch.exp(spread * normal(len(signal), 1, 1, device=signal.device))
 
 
 def noise(signal, level=0.05, fs=100):
@@ -54,10 +56,10 @@ def noise(signal, level=0.05, fs=100):
     Wander is one sinusoid a lead at 0.05-0.5 Hz, the band of breathing and movement.
     """
     batch, leads, length = signal.shape
-    draw = lambda low, high: low + (high - low) * torch.rand(batch, leads, 1, device=signal.device)  # noqa: E731
+    draw = lambda low, high: low + (high - low) * uniform(batch, leads, 1, device=signal.device)  # noqa: E731
     time = torch.arange(length, device=signal.device) / fs
     wander = draw(0, level) * 2**0.5 * torch.sin(2 * torch.pi * (draw(0.05, 0.5) * time + draw(0, 1)))
-    return signal + wander + draw(0, level) * torch.randn_like(signal)
+    return signal + wander + draw(0, level) * normal(*signal.shape, device=signal.device)
 
 
 def drop_leads(lead_mask, probability=0.5):
@@ -69,8 +71,8 @@ def drop_leads(lead_mask, probability=0.5):
     Returns:
         bool (batch, leads): a subset of it with at least one lead; the share kept is uniform.
     """
-    score = torch.rand(lead_mask.shape, device=lead_mask.device).masked_fill(~lead_mask, -1)
-    share = torch.rand(len(lead_mask), 1, device=lead_mask.device)
+    score = uniform(*lead_mask.shape, device=lead_mask.device).masked_fill(~lead_mask, -1)
+    share = uniform(len(lead_mask), 1, device=lead_mask.device)
     kept = lead_mask & ((score >= 1 - share) | (score == score.amax(dim=1, keepdim=True)))
-    chosen = torch.rand(len(lead_mask), 1, device=lead_mask.device) < probability
+    chosen = uniform(len(lead_mask), 1, device=lead_mask.device) < probability
     return torch.where(chosen, kept, lead_mask)

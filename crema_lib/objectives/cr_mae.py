@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from .. import views
+from .. import parallel, views
 from ..errors import CremaError
 from ..sit import sincos
 from .base import Objective
@@ -24,7 +24,7 @@ def masked_loss(predicted, target, asked):
     Squared, as in He et al.: an absolute error is best met by a median, and the median of a hidden patch is a flat line as long as the
     time of the next QRS complex is uncertain.
     """
-    return ((predicted - target).square() * asked).sum() / asked.sum().clamp(min=1)
+    return ((predicted - target).square() * asked).sum() / parallel.mean_over_processes(asked.sum()).clamp(min=1)
 
 
 def info_nce(a, b, temperature):
@@ -126,11 +126,12 @@ class CRMAE(Objective):
         (clean_a, input_a, seen_a), (clean_b, input_b, seen_b) = self.view(signal, lead_mask), self.view(signal, lead_mask)
         clean, corrupted, seen = torch.cat([clean_a, clean_b]), torch.cat([input_a, input_b]), torch.cat([seen_a, seen_b])
         patches = signal.shape[2] // self.encoder.patch
-        visible, _ = views.random_mask(len(clean), patches, self.mask_ratio, clean.device)
+        visible = torch.cat([views.random_mask(len(signal), patches, self.mask_ratio, signal.device)[0] for _ in range(2)])
         tokens = self.encoder(corrupted, seen, visible)
         target, asked = self.target(clean, lead_mask.repeat(2, 1), seen, visible)
         losses = {"mae": masked_loss(self.decode(tokens, visible, patches), target, asked)}
-        losses["contrast"] = info_nce(*self.projector(self.encoder.pool(tokens)).chunk(2), self.temperature)
+        pooled = torch.cat([parallel.gathered(view) for view in self.encoder.pool(tokens).chunk(2)])  # then BatchNorm sees all of the batch
+        losses["contrast"] = info_nce(*self.projector(pooled).chunk(2), self.temperature)
         losses["loss"] = losses["mae"] + self.contrast_weight * losses["contrast"]
         return losses
 
