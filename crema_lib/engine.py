@@ -1,14 +1,24 @@
-"""One training loop for every objective and for fine-tuning, on accelerate: CPU, one GPU or several, with checkpoints that resume exactly.
+"""One training loop for every objective and for fine-tuning, on accelerate, that can be killed at any moment and goes on as if it had not.
 
-A step is determined by (seed, step): the batch sampler is a function of both, and the generators' states are in the checkpoint.
-A run that is killed and started again therefore ends with the weights of one that was not (bit for bit on the CPU).
+A step is a function of (seed, step) and of the state that a checkpoint holds: the batch sampler and the schedule are functions of the step,
+and weights, optimiser, generators, companion and log are in the checkpoint. A run that is killed and started again therefore ends with the
+weights of one that was not (bit for bit on the CPU), and so does one that checkpoints more often.
+
+Several processes (`accelerate launch`, `torchrun`, `notebook_launcher`) compute what one would, with the same batch: see `parallel`. The
+main process alone writes; `out` must be a folder that all of them see. Tests hold two gloo processes on a CPU against one. More than one
+GPU, several machines and fp16 are left to accelerate and were not tested here. Weights sharded over processes (FSDP, ZeRO) would need
+their optimiser states gathered for a checkpoint: `fit` refuses them.
 """
 
+import contextlib
+import functools
+import inspect
 import json
 import math
 import os
-import shutil
+import signal
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,29 +26,53 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from .errors import CremaError
+from . import checkpoints, parallel
+from .errors import CremaError, Stopped
+
+EXECUTION = ("device", "compile", "recompute", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. Steps are optimiser updates; `lr` is the peak of a cosine after a linear warm-up (both in share of all steps)."""
+    """How to train. Steps are optimiser updates; `lr` is the peak of a cosine after a linear warm-up (in share of all steps).
+
+    Raises:
+        CremaError: a value out of range.
+    """
 
     epochs: float = 20
-    batch_size: int = 128
+    batch_size: int = 128  # records an update, of all processes and parts together
+    accumulate: int = 1  # parts that a batch is computed in, one after another, where the device cannot hold it whole
+    recompute: bool = False  # compute the blocks' activations a second time in the backward pass: less memory, about a third more time
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 1.0
     betas: tuple = (0.9, 0.95)
     precision: str = "no"  # "no", "bf16" or "fp16"
+    matmul: str = "high"  # float32 products on a GPU: "highest", "high" (TF32) or "medium" (bf16); a CPU stays exact
     device: str = "auto"  # "cpu" keeps off a GPU that is there
     compile: bool = False  # torch.compile: needs a C++ compiler, pays in runs of many minutes
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+
+    def __post_init__(self):
+        for wrong, why in (
+            (not self.epochs > 0, f"epochs {self.epochs} is not positive"),
+            (self.accumulate < 1, f"accumulate {self.accumulate} is below 1"),
+            (not 0 <= self.lr < math.inf, f"lr {self.lr} is no learning rate"),
+            (min(self.log_every, self.checkpoint_every) < 1, "log_every and checkpoint_every must be at least 1"),
+            (self.precision not in ("no", "bf16", "fp16"), f"unknown precision {self.precision!r}: known are no, bf16, fp16"),
+            (self.matmul not in ("highest", "high", "medium"), f"unknown matmul {self.matmul!r}: known are highest, high, medium"),
+        ):
+            if wrong:
+                raise CremaError(why)
 
 
 class Batches:
@@ -47,23 +81,35 @@ class Batches:
     Each epoch is a permutation drawn from (seed, epoch); the rest that does not fill a batch is left for the next epoch's draw.
     `batches[step]` is a dict: signal float32 (batch, leads, samples) mV, lead_mask bool (batch, leads), row int64 (batch,), and
     target where `targets` (an array aligned with `rows`) is given.
+
+    A batch is `parts` micro-batches in a row, and process `rank` of `world` gets an equal share of each: the same records make up a
+    micro-batch whatever the number of processes.
     """
 
-    def __init__(self, store, rows, batch_size, seed=0, targets=None, device="cpu", leads=None, rank=0, world=1):
+    def __init__(self, store, rows, batch_size, seed=0, targets=None, device="cpu", leads=None, rank=0, world=1, parts=1):
         self.store, self.rows, self.batch_size, self.seed, self.device = store, np.asarray(rows), batch_size, seed, device
         self.targets = None if targets is None else torch.as_tensor(targets)
         self.leads = slice(None) if leads is None else leads
-        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.rank, self.shape = rank, (parts, world, -1)
+        if batch_size < 1 or batch_size % (parts * world):
+            raise CremaError(
+                f"a batch of {batch_size} cannot be shared by {world} processes in {parts} parts: "
+                f"choose a batch_size that is a multiple of {parts * world}"
+            )
         if len(self.rows) < batch_size:
             raise CremaError(f"{len(self.rows)} records are fewer than a batch of {batch_size}: lower batch_size or take more records")
         self.steps_per_epoch = len(self.rows) // batch_size
         self._epoch, self._order = None, None
 
-    def __getitem__(self, step):
+    def order(self, step):
+        """Positions in `rows` of the records of a step, those of all processes."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        chosen = self._order[position * self.batch_size : (position + 1) * self.batch_size][self.share]
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def __getitem__(self, step):
+        chosen = self.order(step).reshape(self.shape)[:, self.rank].reshape(-1)
         rows = self.rows[chosen]
         batch = {
             "signal": self.store.read(rows, self.device)[:, self.leads],
@@ -90,133 +136,255 @@ def parameter_groups(module, weight_decay):
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
+@contextlib.contextmanager
+def recomputed(encoder):
+    """Within it, the transformer blocks of an encoder keep their inputs alone for the backward pass (Chen et al. 2016, arXiv 1604.06174).
+
+    Raises:
+        CremaError: the encoder has no `blocks`.
+    """
+    blocks = getattr(encoder, "blocks", ())
+    if not len(blocks):
+        raise CremaError(f"recompute is for transformer blocks, and this {type(encoder).__name__} has none: leave it off")
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+@contextlib.contextmanager
+def matmul_precision(name):
+    """Within it, float32 products on a GPU have this precision, see `torch.set_float32_matmul_precision`; nothing changes without a GPU."""
+    before = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def accelerator_for(training):
+    """An `Accelerator` as the options say; it forgets those of an earlier run in this Python, so that a notebook may change them."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    AcceleratorState._reset_state(reset_partial_state=world == 1)
+    accelerator = Accelerator(
+        mixed_precision=training.precision,
+        cpu=training.device == "cpu" or (world > 1 and not torch.cuda.is_available()),
+    )
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise CremaError(f"{accelerator.distributed_type.value} is set in accelerate, and checkpoints of sharded weights are not made here")
+    return accelerator
+
+
+def identity_of(module, store, rows, training, steps, world):
+    """What makes a run the one it is: a checkpoint with another identity is not gone on from. JSON-like dict."""
+    recipe = {key: value for key, value in asdict(training).items() if key not in EXECUTION}
+    identity = {
+        "training": recipe,
+        "steps": steps,
+        "data": store.meta["sha256"],
+        "options": getattr(module, "options", {}),
+        "objective": type(module).__name__,
+        "rows": zlib.crc32(np.asarray(rows, dtype=np.int64).tobytes()),
+        "processes": world,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def generators():
+    """States of this process's generators: torch is the only one that a step draws from."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+
+
+def snapshot(accelerator, model, optimiser, companion, progress):
+    """The state of a run for a checkpoint, see `restore`; every process has to call it."""
+    return {
+        "module": accelerator.unwrap_model(model).state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "companion": companion.state_dict() if companion is not None else None,
+        "generators": parallel.of_all(generators()),
+        **progress,
+    }
+
+
+def restore(out, store, module, optimiser, scaler, identity, companion):
+    """Set everything as the newest checkpoint of `out` has it: (step, log entries, losses since the last entry, notes of the companion).
+
+    Raises:
+        CremaError: it is of another run or network, or the store has changed since.
+    """
+    state = checkpoints.load(out)
+    if state is None:
+        return 0, [], [], {}
+    for name in EXECUTION:  # the first checkpoints held some of them
+        state["identity"]["training"].pop(name, None)
+    options = {name: p.default for name, p in inspect.signature(type(module)).parameters.items() if p.default is not p.empty}
+    defaults = json.loads(json.dumps({"training": asdict(Training()), "options": options, "processes": 1}, default=str))
+    if different := checkpoints.differences(state["identity"], identity, defaults):
+        raise CremaError(f"{out} holds a run with another {' and '.join(different)}: choose another folder, or delete it to start anew")
+    store.check_unchanged(state.get("store"))
+    try:
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CremaError(f"{out} holds a run of another network ({reason}): choose another folder, or delete it to start anew") from None
+    if companion is not None:
+        companion.load_state_dict(state["companion"])
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    saved = state["generators"]  # one list a process; a flat one from before there were several
+    cpu, *gpu = saved[parallel.place()[0]] if isinstance(saved[0], list) else saved
+    torch.set_rng_state(cpu)
+    if torch.cuda.is_available() and gpu:
+        torch.cuda.set_rng_state(gpu[0])
+    return state["step"], state["log"], state.get("losses", []), state.get("notes", {})
+
+
+def gradients(accelerator, model, forward, batch, parts):
+    """Forward and backward of a batch in equal parts: the mean loss of the parts, on the device; processes meet in the last part."""
+    total = {}
+    for i in range(parts):
+        part = {name: values.chunk(parts)[i] for name, values in batch.items()}
+        with contextlib.nullcontext() if i == parts - 1 else accelerator.no_sync(model):
+            losses = forward(part)
+            accelerator.backward(losses["loss"] / parts)
+        for name, value in losses.items():
+            total[name] = total.get(name, 0) + value.detach() / parts
+    return total
+
+
+def read(accelerator, recent, asked):
+    """Losses of the last steps as numbers, averaged over processes, and whether a process was asked to stop: here the host waits."""
+    flag = torch.tensor(float(bool(asked)), device=accelerator.device)
+    table = torch.stack([torch.stack([*(value.float() for value in losses.values()), flag]) for losses in recent])
+    rows = accelerator.reduce(table, "mean").tolist()
+    return [dict(zip(recent[0], row, strict=False)) for row in rows], rows[-1][-1] > 0
+
+
+def check_finite(losses, step, batches, out):
+    """Raise CremaError where one of the losses up to that of update `step` is not finite: which, on which records, and what is kept."""
+    for at, loss in enumerate((one["loss"] for one in losses), step - len(losses) + 1):
+        if not math.isfinite(loss):
+            rows = batches.rows[batches.order(at - 1)]
+            names = ", ".join(str(batches.store.table["record"].iloc[row]) for row in rows[:8])
+            more = f" and {len(rows) - 8} more: `Batches.order({at - 1})`" if len(rows) > 8 else ""
+            raise CremaError(f"the loss is {loss} at step {at} (records {names}{more}): lower lr or mend them; {checkpoints.kept(out)}")
+
+
+def write_checkpoint(out, store, state):
+    """Save a state, unless its weights are not finite or the store is no longer the one that was opened: CremaError."""
+    store.check_unchanged()
+    finite = [value.isfinite().all() for value in state["module"].values() if value.is_floating_point()]
+    if not torch.stack(finite).all():
+        raise CremaError(f"weights are not finite after step {state['step']}: lower lr; {checkpoints.kept(out)}")
+    checkpoints.save(out, state)
+
+
+def write_log(out, entries, mode):
+    with checkpoints.writing(out), open(out / "log.jsonl", mode) as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
 def fit(module, store, rows, training, out, *, targets=None, groups=None, companion=None, progress=True):
     """Train a module whose forward takes a batch and returns a dict of scalar losses with `loss` among them.
 
     Args:
-        module: an `Objective`, or anything of that shape. store, rows: an `EcgStore` and the row numbers to train on.
-        training: a `Training`. out: folder of the run (log.jsonl, checkpoints/). targets: passed on in each batch.
-        groups: optimiser groups (default `parameter_groups`), each may carry its own `lr`.
+        module: an `Objective`, or anything of that shape; it is trained in place. Its losses are means over records and have the same names
+            at each step. Where it has `after_step(step, steps)`, that is called after each update, `step` of `steps` being done.
+        store, rows: an `EcgStore` and the row numbers to train on.
+        training: a `Training`. With `accumulate`, gradients are averaged over the parts of a batch, and what a loss compares within a
+            batch, such as the negatives of a contrast or the statistics of a normalisation, comes from one part.
+        out: folder of the run (log.jsonl, checkpoints/). One that holds a run goes on from its newest checkpoint.
+        targets: passed on in each batch. groups: optimiser groups (default `parameter_groups`), each may carry its own `lr`.
         companion: called with (step, steps) after each update; returns a dict of numbers for the log or None. Its `state_dict()` goes
             into the checkpoints. See `finetune.EarlyChoice`.
 
     Returns:
-        DataFrame of the log: step, epoch, lr, records_per_s, seconds and each loss averaged over `log_every` steps.
-        The module is trained in place.
+        DataFrame of the log: step, epoch, lr, records_per_s, seconds and each loss averaged over `log_every` steps and all processes.
 
     Raises:
-        CremaError: fewer records than a batch, a loss that is not finite, or a checkpoint in `out` of another run.
+        CremaError: fewer records than a batch, a batch that cannot be shared evenly, a loss or weights that are not finite, a folder that
+            cannot be written to, is in use, or holds another run, a store that changed. The last checkpoint is kept, and never holds
+            anything that is not finite.
+        Stopped: SIGTERM or SIGINT came (Ctrl-C; a notebook's interrupt). A checkpoint was written after the step; of several processes,
+            after the next step that is logged or saved, so that all stop at the same one.
     """
     out = Path(out)
-    accelerator = Accelerator(mixed_precision=training.precision, cpu=training.device == "cpu")
-    set_seed(training.seed + accelerator.process_index)
+    accelerator = accelerator_for(training)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    set_seed(training.seed)  # the same in every process, see `parallel`
     leads = [list(store.meta["leads"]).index(lead) for lead in module.encoder.leads]
-    batches = Batches(
-        store, rows, training.batch_size, training.seed, targets, accelerator.device,
-        None if leads == list(range(12)) else leads, accelerator.process_index, accelerator.num_processes,
-    )  # fmt: skip
+    leads = None if leads == list(range(12)) else leads
+    batches = Batches(store, rows, training.batch_size, training.seed, targets, accelerator.device, leads, rank, world, training.accumulate)
     steps = max(1, round(training.epochs * batches.steps_per_epoch))
     groups = groups or parameter_groups(module, training.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     model, optimiser = accelerator.prepare(module, optimiser)
-    recipe = {key: value for key, value in asdict(training).items() if key not in ("device", "compile", "log_every", "checkpoint_every")}
-    identity = {"training": recipe, "steps": steps, "data": store.meta["sha256"], "options": getattr(module, "options", {})}
-    identity = json.loads(json.dumps(identity))
-    step, entries = resume(out, module, optimiser, identity, companion)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))  # without what came after the checkpoint
-    model.train()
-    forward = torch.compile(model) if training.compile else model
-    noted = {}
-    bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
-    sums, began, since = {}, time.perf_counter() - (entries[-1]["seconds"] if entries else 0), time.perf_counter()
-    while step < steps:
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * cosine(step, steps, training.warmup)
-        losses = forward(batches[step])
-        accelerator.backward(losses["loss"])
-        if training.clip:
-            accelerator.clip_grad_norm_(model.parameters(), training.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        for name, value in losses.items():  # summed on the device: reading a value here would stall a GPU at every step
-            sums[name] = sums.get(name, 0) + value.detach()
-        step += 1
-        if companion is not None:
-            noted |= companion(step, steps) or {}
-        bar.update()
-        if step % training.log_every == 0 or step == steps:
-            count = (step - 1) % training.log_every + 1
-            now = time.perf_counter()
-            entry = {
-                "step": step,
-                "epoch": step / batches.steps_per_epoch,
-                "lr": optimiser.param_groups[-1]["lr"],
-                **{name: float(value) / count for name, value in sums.items()},
-                "records_per_s": count * training.batch_size / (now - since),
-                "seconds": now - began,
-                **noted,
-            }
-            if not math.isfinite(entry["loss"]):
-                raise CremaError(
-                    f"the loss is {entry['loss']} within steps {step - count + 1} to {step}: lower lr; the last checkpoint is kept"
-                )
-            sums, noted, since = {}, {}, now
-            entries.append(entry)
-            if accelerator.is_main_process:
-                with open(out / "log.jsonl", "a") as file:
-                    file.write(json.dumps(entry) + "\n")
-            bar.set_postfix({name: f"{entry[name]:.3f}" for name in losses})
-        if accelerator.is_main_process and (step % training.checkpoint_every == 0 or step == steps):
-            save(out, accelerator.unwrap_model(model), optimiser, step, entries, identity, companion)
-    bar.close()
+    identity = identity_of(module, store, rows, training, steps, world)
+    after_step = getattr(module, "after_step", None)
+    with contextlib.ExitStack() as stack:
+        parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
+        stack.enter_context(matmul_precision(training.matmul))
+        if training.recompute:
+            stack.enter_context(recomputed(module.encoder))
+        asked = stack.enter_context(checkpoints.signals())
+        step, entries, losses, notes = restore(out, store, module, optimiser, accelerator.scaler, identity, companion)
+        parallel.by_main(write_log, out, entries, "w")  # without what came after the checkpoint
+        model.train()
+        forward = torch.compile(model) if training.compile else model
+        bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
+        stack.enter_context(bar)
+        began, since, recent = time.perf_counter() - (entries[-1]["seconds"] if entries else 0), (time.perf_counter(), step), []
+        while step < steps:
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * cosine(step, steps, training.warmup)
+            recent.append(gradients(accelerator, model, forward, batches[step], training.accumulate))
+            if training.clip:
+                accelerator.clip_grad_norm_(model.parameters(), training.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            step += 1
+            if after_step is not None:
+                after_step(step, steps)
+            if companion is not None:
+                notes |= companion(step, steps) or {}
+            bar.update()
+            log_now, save_now = (step % every == 0 or step == steps for every in (training.log_every, training.checkpoint_every))
+            if not (log_now or save_now or (asked and world == 1)):
+                continue
+            values, stop = read(accelerator, recent, asked)
+            check_finite(values, step, batches, out)
+            losses, recent = losses + values, []
+            if log_now:
+                now = time.perf_counter()
+                entry = {
+                    "step": step,
+                    "epoch": step / batches.steps_per_epoch,
+                    "lr": optimiser.param_groups[-1]["lr"],
+                    **{name: math.fsum(one[name] for one in losses) / len(losses) for name in losses[0]},
+                    "records_per_s": (step - since[1]) * training.batch_size / (now - since[0]),
+                    "seconds": now - began,
+                    **notes,
+                }
+                bar.set_postfix({name: f"{entry[name]:.3f}" for name in losses[0]})
+                losses, notes, since = [], {}, (now, step)
+                entries.append(entry)
+                parallel.by_main(write_log, out, [entry], "a")
+            if save_now or stop:
+                progress_made = {"step": step, "log": entries, "losses": losses, "notes": notes, "identity": identity, "store": store.stamp}
+                state = snapshot(accelerator, model, optimiser, companion, progress_made)
+                parallel.by_main(write_checkpoint, out, store, state)
+            if stop:
+                break
+    if asked or step < steps:
+        number = asked[0] if asked else signal.SIGTERM  # that came to another process
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name} after step {step} of {steps}: the checkpoint is saved, start the run again to go on", number)
     return pd.DataFrame(entries)
-
-
-def save(out, module, optimiser, step, entries, identity, companion=None):
-    """Write a checkpoint whole or not at all (write, fsync, rename); keep the last two."""
-    folder = out / "checkpoints" / f"{step:08d}"
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    state = {
-        "module": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "generators": [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else []),
-        "step": step,
-        "log": entries,
-        "identity": identity,
-        "companion": companion.state_dict() if companion is not None else None,
-    }
-    with open(part / "state.pt", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    for old in sorted(p for p in folder.parent.iterdir() if p.suffix != ".part")[:-2]:
-        shutil.rmtree(old)
-
-
-def resume(out, module, optimiser, identity, companion=None):
-    """Load the newest checkpoint of `out`, if there is one: (step, log entries)."""
-    found = sorted(p for p in (out / "checkpoints").glob("*") if p.suffix != ".part")
-    if not found:
-        return 0, []
-    try:
-        state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CremaError(f"the checkpoint {found[-1]} cannot be read ({error}): delete it to go on from the one before") from None
-    if state["identity"] != identity:
-        wrong = [key for key in identity if state["identity"].get(key) != identity[key]]
-        raise CremaError(f"{out} holds a run with another {' and '.join(wrong)}: choose another folder, or delete it to start anew")
-    module.load_state_dict(state["module"])
-    optimiser.load_state_dict(state["optimiser"])
-    if companion is not None:
-        companion.load_state_dict(state["companion"])
-    torch.set_rng_state(state["generators"][0])
-    if torch.cuda.is_available() and len(state["generators"]) > 1:
-        torch.cuda.set_rng_state(state["generators"][1])
-    return state["step"], state["log"]

@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from . import parallel, views
+from . import checkpoints, parallel, views
 from .data import labels, splits
 from .engine import fit, parameter_groups
 from .errors import CremaError
@@ -325,7 +325,7 @@ def finetune(
     training = dataclasses.replace(training, batch_size=min(training.batch_size, len(rows)))
     device = "cuda" if torch.cuda.is_available() and training.device != "cpu" else "cpu"
     model.to(device)
-    if probe_first and not (out / "checkpoints").is_dir():
+    if probe_first and not checkpoints.found(out):
         start_from_probe(model, store, targets, rows, valid, device)
 
     def score(module):
@@ -338,5 +338,5 @@ def finetune(
     )  # fmt: skip
     model.load_state_dict(choice.weights)
     model.cpu().eval()
-    model.save_pretrained(out / "model")
+    parallel.by_main(model.save_pretrained, out / "model")
     return model, log

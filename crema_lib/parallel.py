@@ -2,11 +2,16 @@
 
 Every process holds an equal share of the records, starts from the same generator state, and draws for the whole global batch; it keeps
 the part that is its own. Gradients are averaged over processes (DistributedDataParallel), so a loss has to be a mean over processes too.
+
+Layers that draw by themselves, dropout and drop path, draw for their own share only: record i of each share then meets the same mask.
+Nothing is biased by that, but the masks of a step are fewer by the number of processes. A layer that should draw for each record would
+take its numbers from `uniform`.
 """
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
+
+from .errors import CremaError
 
 
 def place():
@@ -34,13 +39,28 @@ def integers(low, high, batch, *shape, device="cpu"):
     return _own(lambda *size: torch.randint(low, high, size, device=device), batch, *shape)
 
 
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(place()[1])]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rank, world = place()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world)[rank]
+
+
 def gathered(rows):
     """The rows of all processes in order of rank, with gradient: (batch, ...) -> (processes * batch, ...).
 
     For losses that compare records with each other (contrastive negatives, batch statistics). Each process then computes the same loss of
     the whole global batch; the backward pass adds the gradients of all processes, and their average is that of one process.
     """
-    return rows if place()[1] == 1 else torch.cat(all_gather(rows.contiguous()))
+    return rows if place()[1] == 1 else _Gathered.apply(rows.contiguous())
 
 
 def mean_over_processes(value):
@@ -50,3 +70,27 @@ def mean_over_processes(value):
     if world > 1:
         dist.all_reduce(value)
     return value / world
+
+
+def by_main(function, *args):
+    """Let the main process alone call something, such as what writes a file; a CremaError in it is raised in every process."""
+    rank, world = place()
+    told = [None]
+    if rank == 0:
+        try:
+            function(*args)
+        except CremaError as error:
+            told = [error]
+    if world > 1:
+        dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise told[0]
+
+
+def of_all(value):
+    """The values of all processes in order of rank, for anything that can be pickled: a list."""
+    world = place()[1]
+    values = [value] * world
+    if world > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -1,18 +1,25 @@
 """The training loop: batches as a function of the step, resuming, determinism, and what stops it."""
 
+import contextlib
+import dataclasses
 import json
+import os
+import signal
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
-from crema_lib import engine
+from crema_lib import checkpoints, engine
 from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Batches, Training, cosine, fit, parameter_groups
-from crema_lib.errors import CremaError
+from crema_lib.errors import CremaError, Stopped
 from crema_lib.objectives import CRMAE
 from crema_lib.sit import SiT
+from crema_lib.xresnet import XResNet1d
 
 QUICK = {"batch_size": 8, "epochs": 2, "log_every": 3, "checkpoint_every": 5}
 
@@ -51,9 +58,17 @@ def test_targets_and_leads_follow_their_rows(store):
     assert batch["lead_mask"].shape == (8, 2)
 
 
-def test_ranks_share_a_batch_without_overlap(store):
-    parts = [Batches(store, np.arange(40), 8, seed=1, rank=r, world=2)[3]["row"] for r in range(2)]
-    assert torch.cat(parts).tolist() == Batches(store, np.arange(40), 8, seed=1)[3]["row"].tolist()
+@pytest.mark.parametrize("parts", [1, 2])
+def test_ranks_share_each_part_of_a_batch_without_overlap(store, parts):
+    whole = Batches(store, np.arange(40), 8, seed=1, parts=parts)[3]["row"].chunk(parts)
+    shares = [Batches(store, np.arange(40), 8, seed=1, rank=r, world=2, parts=parts)[3]["row"].chunk(parts) for r in range(2)]
+    for part, *own in zip(whole, *shares, strict=True):
+        assert torch.cat(own).tolist() == part.tolist()
+
+
+def test_a_batch_that_cannot_be_shared(store):
+    with pytest.raises(CremaError, match=r"a batch of 10 cannot be shared by 2 processes in 2 parts: .* multiple of 4"):
+        Batches(store, np.arange(40), 10, world=2, parts=2)
 
 
 def test_fewer_records_than_a_batch(store):
@@ -83,7 +98,7 @@ def test_it_learns_and_logs(store, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     pd.testing.assert_frame_equal(pd.DataFrame(lines), log)
     assert {"step", "epoch", "lr", "loss", "mae", "contrast", "records_per_s", "seconds"} == set(log)
-    assert log["step"].iloc[-1] == 50 and len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert log["step"].iloc[-1] == 50 and len(checkpoints.found(tmp_path)) == 2
 
 
 def test_same_seed_same_weights(store, tmp_path):
@@ -103,50 +118,268 @@ def test_every_weight_moves(store, tmp_path):
     assert [name for name, p in m.named_parameters() if torch.equal(p, before[name])] == []
 
 
-def test_an_interrupted_run_ends_like_an_undisturbed_one(store, tmp_path, monkeypatch):
-    whole = model()
-    fit(whole, store, np.arange(40), Training(**QUICK), tmp_path / "whole", progress=False)
-    real, calls = engine.Batches.__getitem__, []
+def disturb(monkeypatch, what, at):
+    """Let something happen once when the batch of step `at` is asked for; returns the list of the steps asked for."""
+    real, calls = Batches.__getitem__, []
 
-    def interrupted(self, step):
+    def disturbed(self, step):
         calls.append(step)
-        if step == 7 and calls.count(7) == 1:
-            raise KeyboardInterrupt
+        if step == at and calls.count(at) == 1:
+            what()
         return real(self, step)
 
-    monkeypatch.setattr(engine.Batches, "__getitem__", interrupted)
+    monkeypatch.setattr(Batches, "__getitem__", disturbed)
+    return calls
+
+
+def raising(error):
+    raise error
+
+
+def losses(log):
+    return log.drop(columns=["records_per_s", "seconds"])
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    """Weights and log of an undisturbed run."""
+    m = model()
+    log = fit(m, store, np.arange(40), Training(**QUICK), tmp_path_factory.mktemp("whole"), progress=False)
+    return weights(m), losses(log)
+
+
+def run(store, out, m=None, **options):
+    m = m or model()
+    log = fit(m, store, np.arange(40), Training(**{**QUICK, **options}), out, progress=False)
+    return weights(m), losses(log)
+
+
+def same(one, other):
+    assert torch.equal(one[0], other[0])
+    pd.testing.assert_frame_equal(one[1], other[1], check_exact=True)
+
+
+def test_an_interrupted_run_ends_like_an_undisturbed_one(store, tmp_path, monkeypatch, whole):
+    calls = disturb(monkeypatch, lambda: raising(KeyboardInterrupt()), 7)
     with pytest.raises(KeyboardInterrupt):
-        fit(model(), store, np.arange(40), Training(**QUICK), tmp_path / "cut", progress=False)
-    resumed = model()
-    log = fit(resumed, store, np.arange(40), Training(**QUICK), tmp_path / "cut", progress=False)
+        run(store, tmp_path)
+    same(run(store, tmp_path), whole)
     assert calls == [*range(8), *range(5, 10)], "it goes on from the checkpoint of step 5"
-    assert torch.equal(weights(whole), weights(resumed))
-    assert log["step"].tolist() == [3, 6, 9, 10]
-    untouched = model()
-    fit(untouched, store, np.arange(40), Training(**QUICK), tmp_path / "cut", progress=False)
-    assert torch.equal(weights(untouched), weights(whole)), "a finished run is only loaded"
+    assert whole[1]["step"].tolist() == [3, 6, 9, 10], "and the entry of step 6 knows the losses of steps 4 and 5"
+    same(run(store, tmp_path), whole)
+    assert len(calls) == 13, "a finished run is only loaded"
+
+
+def test_notes_of_a_companion_survive_a_kill(store, tmp_path, monkeypatch):
+    class Companion:
+        def __call__(self, step, steps):
+            return {"valid": float(step)} if step == 4 else None
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            assert state == {}
+
+    disturb(monkeypatch, lambda: raising(KeyboardInterrupt()), 5)
+    for expected in (pytest.raises(KeyboardInterrupt), contextlib.nullcontext()):
+        with expected:
+            log = fit(model(), store, np.arange(40), Training(**QUICK), tmp_path, companion=Companion(), progress=False)
+    assert log.set_index("step")["valid"].dropna().to_dict() == {6: 4.0}
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 1, "log_every": 1}, {"checkpoint_every": 1000}, {"recompute": True}])
+def test_how_it_is_executed_changes_nothing(store, tmp_path, whole, options):
+    found, log = run(store, tmp_path, **options)
+    assert torch.equal(found, whole[0])
+    assert log["step"].iloc[-1] == 10
+
+
+def test_recompute_runs_blocks_twice_and_leaves_them_as_they_were(store, tmp_path):
+    m, calls = model(), []
+    m.encoder.blocks[1].norm1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    run(store, tmp_path / "once", m, epochs=0.2)
+    run(store, tmp_path / "twice", m, epochs=0.2, recompute=True)
+    assert len(calls) == 3 and "forward" not in vars(m.encoder.blocks[1])
+    m.encoder = XResNet1d(fs=100, seconds=5, width=4, depth="xresnet1d50", hidden=8)
+    with pytest.raises(CremaError, match="this XResNet1d has none"):
+        run(store, tmp_path / "none", m, recompute=True)
+
+
+class Mean(torch.nn.Module):
+    """A loss that is a mean over records, without any chance in it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder = SiT(fs=100, seconds=5, width=16, depth=2, heads=2)
+        self.steps = []
+
+    def forward(self, batch):
+        return {"loss": (self.encoder(batch["signal"], batch["lead_mask"]) - 1).square().mean()}
+
+    def after_step(self, step, steps):
+        self.steps.append((step, steps))
+
+
+def test_a_batch_in_parts_is_a_batch(store, tmp_path):
+    (once, log), (parts, log_parts) = (run(store, tmp_path / str(k), Mean(), accumulate=k) for k in (1, 4))
+    torch.testing.assert_close(once, parts, rtol=0, atol=1e-4)
+    assert not torch.equal(once, weights(Mean()))
+    np.testing.assert_allclose(log["loss"], log_parts["loss"], rtol=1e-4)
+
+
+def test_after_step_is_called_after_each_update(store, tmp_path):
+    m = Mean()
+    run(store, tmp_path, m)
+    assert m.steps == [(step, 10) for step in range(1, 11)]
 
 
 def test_another_run_in_the_same_folder(store, tmp_path):
-    fit(model(), store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
-    with pytest.raises(CremaError, match="holds a run with another training"):
-        fit(model(), store, np.arange(40), Training(**{**QUICK, "lr": 1e-4}), tmp_path, progress=False)
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    (newest / "state.pt").write_bytes(b"broken")
-    with pytest.raises(CremaError, match="cannot be read"):
-        fit(model(), store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
+    run(store, tmp_path)
+    with pytest.raises(CremaError, match=r"holds a run with another training \(lr 0.001 there, 0.0001 here\): choose another folder"):
+        run(store, tmp_path, lr=1e-4)
+    with pytest.raises(CremaError, match=r"with another options \(temperature 0.1 there, 0.2 here\)"):
+        fit(CRMAE(SiT(fs=100, seconds=5, width=16, depth=2, heads=2), temperature=0.2, decoder_width=32, decoder_depth=1, projection=8),
+            store, np.arange(40), Training(**QUICK), tmp_path, progress=False)  # fmt: skip
+    with pytest.raises(CremaError, match="with another rows"):
+        fit(model(), store, np.arange(40)[::-1], Training(**QUICK), tmp_path, progress=False)
+    with pytest.raises(CremaError, match="a run of another network"):
+        fit(CRMAE(SiT(fs=100, seconds=5, width=32, depth=2, heads=2), decoder_width=32, decoder_depth=1, projection=8),
+            store, np.arange(40), Training(**QUICK), tmp_path, progress=False)  # fmt: skip
 
 
-def test_a_loss_that_is_not_finite_stops(store, tmp_path):
-    class Broken(CRMAE):
-        def forward(self, batch):
-            losses = super().forward(batch)
-            return {**losses, "loss": losses["loss"] * float("nan")}
+def test_a_checkpoint_of_the_first_format_is_gone_on_from(store, tmp_path, monkeypatch, whole):
+    disturb(monkeypatch, lambda: raising(KeyboardInterrupt()), 6)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, tmp_path, log_every=5)
+    path = tmp_path / "checkpoints" / "00000005" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    old = {key: state[key] for key in ("module", "optimiser", "step", "log", "companion")}
+    old["generators"] = state["generators"][0]
+    old["identity"] = {key: state["identity"][key] for key in ("training", "steps", "data", "options")}
+    del old["identity"]["training"]["accumulate"], old["identity"]["options"]["patch_norm"]  # options that came later
+    old["identity"]["training"]["checkpoint_every"] = 500
+    torch.save(old, path)
+    assert torch.equal(run(store, tmp_path, log_every=5)[0], whole[0])
 
-    m = model()
-    m.__class__ = Broken
-    with pytest.raises(CremaError, match="the loss is nan within steps 1 to 3"):
-        fit(m, store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
+
+class Spoilt(CRMAE):
+    """A CR-MAE that one step makes something wrong of."""
+
+    at, spoil, calls = 6, staticmethod(lambda self, losses: losses["loss"] * torch.nan), 0
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        Spoilt.calls += 1
+        return {**losses, "loss": self.spoil(self, losses)} if Spoilt.calls == self.at else losses
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(3, 5), (100, 5), (7, 100)])
+def test_a_loss_that_is_not_finite_stops(store, tmp_path, log_every, checkpoint_every):
+    m, Spoilt.calls = model(), 0
+    m.__class__ = Spoilt
+    batches = Batches(store, np.arange(40), 8, 0)
+    records = ", ".join(store.table["record"].iloc[batches[5]["row"].numpy()])
+    kept = "the checkpoint of step 5 is kept" if checkpoint_every == 5 else "there is no checkpoint yet"
+    with pytest.raises(CremaError, match=rf"the loss is nan at step 6 \(records {records}\): lower lr or mend them; {kept}"):
+        run(store, tmp_path, m, log_every=log_every, checkpoint_every=checkpoint_every)
+    for folder in checkpoints.found(tmp_path):
+        state = torch.load(folder / "state.pt", weights_only=True)
+        assert state["step"] == 5 and all(value.isfinite().all() for value in state["module"].values())
+
+
+def test_long_batches_are_named_by_their_first_records(store, tmp_path):
+    m, Spoilt.calls = model(), 5
+    m.__class__ = Spoilt
+    with pytest.raises(CremaError, match=r"at step 1 \(records .* and 2 more: `Batches.order\(0\)`\)"):
+        run(store, tmp_path, m, batch_size=10)
+
+
+def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
+    def damage(module, losses):
+        with torch.no_grad():
+            module.projector[0].bias[0] = torch.nan  # read before, so this loss is finite
+        return losses["loss"]
+
+    m, Spoilt.calls = model(), 0
+    m.__class__, m.spoil = type("Damaged", (Spoilt,), {"at": 5}), damage
+    with pytest.raises(CremaError, match="weights are not finite after step 5: lower lr; there is no checkpoint yet"):
+        run(store, tmp_path, m)
+    assert checkpoints.found(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(store, tmp_path, monkeypatch, whole, number):
+    before = signal.getsignal(number)
+    calls = disturb(monkeypatch, lambda: os.kill(os.getpid(), number), 6)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 7 of 10: the checkpoint is saved") as stopped:
+        run(store, tmp_path)
+    assert stopped.value.status == 128 + number and isinstance(stopped.value, CremaError) and CremaError("").status == 1
+    assert signal.getsignal(number) is before
+    same(run(store, tmp_path), whole)
+    assert calls == list(range(10)), "nothing is computed twice"
+
+
+def test_a_signal_in_the_last_step_is_not_lost(store, tmp_path, monkeypatch, whole):
+    disturb(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM), 9)
+    with pytest.raises(Stopped, match="after step 10 of 10"):
+        run(store, tmp_path)
+    same(run(store, tmp_path), whole)
+
+
+def test_a_second_interrupt_does_not_wait(store, tmp_path, monkeypatch):
+    disturb(monkeypatch, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], 6)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, tmp_path)
+    assert [folder.name for folder in checkpoints.found(tmp_path)] == ["00000005"]
+
+
+def test_outside_the_main_thread_it_trains_without_handlers(store, tmp_path, whole):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(store, tmp_path)))
+    thread.start()
+    thread.join()
+    same(found[0], whole)
+
+
+def test_a_notebook_may_change_the_precision(store, tmp_path):
+    half, exact = (run(store, tmp_path / name, Mean(), precision=name, epochs=0.4)[0] for name in ("bf16", "no"))
+    assert not torch.equal(half, exact)
+    assert torch.allclose(half, exact, atol=1e-2)
+
+
+def test_products_on_a_gpu_have_the_precision_asked_for(store, tmp_path, monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    with engine.matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == before, "nothing changes on a CPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with engine.matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_sharded_weights_are_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(CremaError, match="FSDP is set in accelerate, and checkpoints of sharded weights are not made here"):
+        run(store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("epochs", 0, "epochs 0 is not positive"),
+        ("epochs", float("nan"), "epochs nan is not positive"),
+        ("accumulate", 0, "accumulate 0 is below 1"),
+        ("lr", float("inf"), "lr inf is no learning rate"),
+        ("log_every", 0, "must be at least 1"),
+        ("precision", "fp8", "unknown precision 'fp8': known are no, bf16, fp16"),
+        ("matmul", "low", "unknown matmul 'low': known are highest, high, medium"),
+    ],
+)
+def test_options_out_of_range(option, value, sentence):
+    with pytest.raises(CremaError, match=sentence):
+        dataclasses.replace(Training(), **{option: value})
 
 
 def test_a_model_of_fewer_leads_gets_its_leads(store, tmp_path):

@@ -107,6 +107,30 @@ class EcgStore:
         self.signals = np.memmap(self.path / "signals.i16", dtype="<i2", mode="r", shape=shape)
         bits = self.table["lead_mask"].to_numpy()[:, None] >> np.arange(12)
         self.lead_mask = (bits & 1).astype(bool)
+        self.stamp = self._stamp()
+
+    def _stamp(self):
+        """What a change of the files would change: [SHA-256 in store.json, bytes of signals.i16, its time in ns]; None if unreadable."""
+        try:
+            found = (self.path / "signals.i16").stat()
+            return [json.loads((self.path / "store.json").read_text()).get("sha256"), found.st_size, found.st_mtime_ns]
+        except (OSError, ValueError):
+            return None
+
+    def check_unchanged(self, stamp=None):
+        """Make sure that the files are those that were opened or, given the `stamp` of an earlier opening, those of that time.
+
+        A copy of a store has the time of its making: it is read in whole and compared with the SHA-256 in its store.json.
+
+        Raises:
+            CremaError: they are not.
+        """
+        changed = self._stamp() != self.stamp
+        if stamp is not None and stamp != self.stamp and not changed:
+            with open(self.path / "signals.i16", "rb") as file:
+                changed = stamp[:2] != self.stamp[:2] or hashlib.file_digest(file, "sha256").hexdigest() != self.meta["sha256"]
+        if changed:
+            raise CremaError(f"the data set {self.path} was changed while a run was using it: put it back, or start the run anew")
 
     def __len__(self):
         return len(self.table)
