@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from . import checkpoints, parallel
+from .batches import Batches
 from .errors import CremaError, Stopped
 
 EXECUTION = ("device", "compile", "recompute", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
@@ -73,52 +74,6 @@ class Training:
         ):
             if wrong:
                 raise CremaError(why)
-
-
-class Batches:
-    """Random batches of a store as a function of the step alone.
-
-    Each epoch is a permutation drawn from (seed, epoch); the rest that does not fill a batch is left for the next epoch's draw.
-    `batches[step]` is a dict: signal float32 (batch, leads, samples) mV, lead_mask bool (batch, leads), row int64 (batch,), and
-    target where `targets` (an array aligned with `rows`) is given.
-
-    A batch is `parts` micro-batches in a row, and process `rank` of `world` gets an equal share of each: the same records make up a
-    micro-batch whatever the number of processes.
-    """
-
-    def __init__(self, store, rows, batch_size, seed=0, targets=None, device="cpu", leads=None, rank=0, world=1, parts=1):
-        self.store, self.rows, self.batch_size, self.seed, self.device = store, np.asarray(rows), batch_size, seed, device
-        self.targets = None if targets is None else torch.as_tensor(targets)
-        self.leads = slice(None) if leads is None else leads
-        self.rank, self.shape = rank, (parts, world, -1)
-        if batch_size < 1 or batch_size % (parts * world):
-            raise CremaError(
-                f"a batch of {batch_size} cannot be shared by {world} processes in {parts} parts: "
-                f"choose a batch_size that is a multiple of {parts * world}"
-            )
-        if len(self.rows) < batch_size:
-            raise CremaError(f"{len(self.rows)} records are fewer than a batch of {batch_size}: lower batch_size or take more records")
-        self.steps_per_epoch = len(self.rows) // batch_size
-        self._epoch, self._order = None, None
-
-    def order(self, step):
-        """Positions in `rows` of the records of a step, those of all processes."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
-
-    def __getitem__(self, step):
-        chosen = self.order(step).reshape(self.shape)[:, self.rank].reshape(-1)
-        rows = self.rows[chosen]
-        batch = {
-            "signal": self.store.read(rows, self.device)[:, self.leads],
-            "lead_mask": torch.from_numpy(self.store.lead_mask[rows]).to(self.device)[:, self.leads],
-            "row": torch.from_numpy(rows),
-        }
-        if self.targets is not None:
-            batch["target"] = self.targets[chosen].to(self.device)
-        return batch
 
 
 def cosine(step, steps, warmup):

@@ -14,8 +14,9 @@ import torch
 from accelerate.utils import DistributedType
 
 from crema_lib import checkpoints, engine
+from crema_lib.batches import Batches
 from crema_lib.data.simulate import simulated_store
-from crema_lib.engine import Batches, Training, cosine, fit, parameter_groups
+from crema_lib.engine import Training, cosine, fit, parameter_groups
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.objectives import CRMAE
 from crema_lib.sit import SiT
@@ -37,6 +38,15 @@ def model(leads=None):
 
 def weights(module):
     return torch.cat([p.detach().flatten() for p in module.state_dict().values() if p.is_floating_point()])
+
+
+@pytest.mark.parametrize("source", ["device", "pinned memory"])
+def test_every_source_gives_the_batches_of_the_memory_map(store, source):
+    given = {"targets": np.arange(36.0), "leads": [1, 7], "seed": 2}
+    plain, other = (Batches(store, np.arange(4, 40), 8, source=name, **given) for name in ("memory map", source))
+    for step in (0, 1, 2, 3, 4, 5, 2, 9, 10):  # over the end of an epoch, back, and on
+        for name, values in plain[step].items():
+            assert torch.equal(other[step][name], values), (step, name)
 
 
 def test_an_epoch_sees_every_record_once_and_the_next_in_another_order(store):

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from crema_lib import parallel
+from crema_lib.batches import Batches
 from crema_lib.checkpoints import found
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import EcgStore
-from crema_lib.engine import Batches, Training, fit
+from crema_lib.engine import Training, fit
 from crema_lib.errors import CremaError
 from crema_lib.objectives import CRMAE
 from crema_lib.sit import SiT
