@@ -80,6 +80,51 @@ def _book(args):
     print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages", "jobs")))
 
 
+def _pretrain_command(commands):
+    parser = commands.add_parser(
+        "pretrain",
+        help="pretrain an encoder with one objective",
+        description="Pretrain an encoder with one objective. For several GPUs or machines: accelerate launch -m crema_lib pretrain ...",
+    )
+    parser.add_argument("--objective", help="cr_mae, mae, st_mem, simclr, vicreg, cmsc, w2v_cmsc_rlm or jepa (default: the profile's)")
+    parser.add_argument("--profile", default="quick", help="quick, ptbxl, colab or a YAML file (default: %(default)s)")
+    parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="overrule one parameter")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: _runs/PROFILE-OBJECTIVE-sSEED)")
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(args):
+    from types import SimpleNamespace
+
+    from accelerate import PartialState
+
+    from . import notebook, params
+    from .paths import resolve
+    from .pretrain import OPTIONS, PARAMETERS, pretrain, unused
+
+    chosen = {}
+    for text in args.overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise CremaError(f"-p {text} is no name=value")
+        chosen[name] = params.parse(name, value)
+        if name not in PARAMETERS:
+            raise CremaError(f"pretraining reads no parameter {name}: it reads {', '.join(PARAMETERS)}")
+    if args.objective:
+        chosen["objective"] = params.parse("objective", args.objective)
+    p = SimpleNamespace(**params.load_profile(args.profile) | chosen)
+    if wrong := [name for name in unused(p.objective) if name in chosen]:
+        has = [name for name in OPTIONS if name not in unused(p.objective)]
+        raise CremaError(f"the objective {p.objective} has no {wrong[0]}: it has {', '.join(has)}")
+    p.run_dir = resolve(args.out or f"_runs/{p.profile}-{p.objective}-s{p.seed}")
+    process = PartialState(cpu=p.device == "cpu")
+    with process.main_process_first():  # the first one may have to write the simulated recordings
+        store = notebook.open_data(p)
+    pretrain(p, store)
+    if process.is_main_process:
+        print(f"the model is in {p.run_dir / 'pretrain' / 'model'}")
+
+
 def _leakage_command(commands):
     parser = commands.add_parser("leakage", help="patients, equal and near-equal recordings on two sides of a split or in two sets")
     parser.add_argument("names", nargs="+", metavar="NAME", help="prepared data sets, or folders of stores")
@@ -106,19 +151,20 @@ def _given(args, *names):
 
 
 def main(argv=None):
-    """Run one command; returns the exit status: 0, 1 with one sentence on stderr, 2 for wrong usage, 130 when interrupted."""
+    """Run one command; returns the exit status: 0, 1 with one sentence on stderr, 2 for wrong usage, 130 or 143 when asked to stop."""
     parser = argparse.ArgumentParser(prog="crema_lib", description="CREMA: a 12-lead ECG foundation model, its data and its book.")
     parser.add_argument("--version", action="version", version=f"crema_lib {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
     _book_command(commands)
+    _pretrain_command(commands)
     _leakage_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
     except CremaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

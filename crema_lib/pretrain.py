@@ -4,11 +4,19 @@ import dataclasses
 
 import torch
 
+from . import parallel
 from .data.store import TRAIN
 from .engine import Training, fit
 from .leakage import remember
-from .objectives import build
+from .objectives import OBJECTIVES, build, options
 from .sit import SiT
+
+# All parameters that pretraining reads, and those among them that are an objective's.
+PARAMETERS = (
+    "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "contrast_weight",
+    "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "device",
+)  # fmt: skip
+OPTIONS = ("mask_ratio", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise")
 
 
 def lead_scale(store, rows):
@@ -24,17 +32,27 @@ def lead_scale(store, rows):
 
 
 def new_encoder(p, store, rows):
-    """A SiT as the parameters say, scaled by the leads of some records, randomly initialised from `p.seed`."""
+    """A SiT as the parameters say, with the tokens that `p.objective` needs, scaled by the leads of some records, randomly initialised
+    from `p.seed`."""
     shape = {name: getattr(p, name) for name in ("width", "depth") if getattr(p, name, 0)}
     torch.manual_seed(p.seed)
+    tokens = OBJECTIVES[p.objective].tokens[0] if hasattr(p, "objective") else "time"
     return SiT.of_size(
-        p.model, fs=store.fs, seconds=store.seconds, patch=p.patch, stem=p.stem,
+        p.model, tokens=tokens, fs=store.fs, seconds=store.seconds, patch=p.patch, stem=p.stem,
         scale=lead_scale(store, rows), band=store.meta["band"], **shape,
     )  # fmt: skip
 
 
+def unused(objective):
+    """Those parameters of `OPTIONS` that an objective does not have, in order: whatever they are, its runs are the same."""
+    return [name for name in OPTIONS if name not in options(objective)]
+
+
 def pretrain(p, store, *, progress=True):
     """Pretrain on folds 1 to 8 of a store.
+
+    The objective gets those of the parameters `OPTIONS` that it has. A profile sets all of them for every objective, so the others are
+    left aside without a word here (see `unused`); the command line refuses them where a user sets them for an objective without them.
 
     Args:
         p: namespace of the parameters (`crema_lib.params`) with `run_dir`. An interrupted run goes on where its last checkpoint is.
@@ -43,12 +61,13 @@ def pretrain(p, store, *, progress=True):
         (objective, log): the trained `Objective`, also saved in `run_dir/pretrain/model`, and the log of `engine.fit`.
     """
     rows = store.rows(TRAIN)
-    options = {name: getattr(p, name) for name in ("mask_ratio", "contrast_weight", "temperature", "noise")}
-    model = build(p.objective, new_encoder(p, store, rows), **options)
+    chosen = {name: getattr(p, name) for name in OPTIONS if name in options(p.objective) and hasattr(p, name)}
+    model = build(p.objective, new_encoder(p, store, rows), **chosen)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
     log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
     model.cpu().eval()
-    model.save_pretrained(p.run_dir / "pretrain" / "model")
-    remember(p.run_dir / "pretrain" / "model", store, rows)
+    if parallel.place()[0] == 0:
+        model.save_pretrained(p.run_dir / "pretrain" / "model")
+        remember(p.run_dir / "pretrain" / "model", store, rows)
     return model, log

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -68,7 +69,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
 
     Args:
         fs: sampling rate, Hz. seconds: longest input, s. leads: lead names in input order.
-        patch: samples a patch; a token covers all leads for patch / fs seconds.
+        patch: samples a patch. tokens: "time", a token covers all leads for patch / fs seconds; or "lead", a token covers one lead for
+            that long (after Na et al. 2024), in order of lead, then time, and a learned code says which lead it is. The separators at
+            the ends of each lead that Na et al. add are left out: the codes tell the leads apart.
         width, depth, heads, mlp_ratio, drop_path: as in ViT. stem: "patch" or "conv". cls_token: prepend a learned token.
         scale: one standard deviation a lead in mV, measured on training records; inputs are divided by it (default 1 mV).
         band: pass band in Hz that training signals went through; `embed` applies it to what it is given.
@@ -80,6 +83,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         seconds: float = 10,
         leads: tuple = LEADS,
         patch: int = 25,
+        tokens: str = "time",
         width: int = 192,
         depth: int = 12,
         heads: int = 3,
@@ -98,16 +102,21 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             (unknown, f"unknown leads {unknown}: known are {' '.join(LEADS)}"),
             (width % heads or width % 2, f"width {width} is not even or not a multiple of {heads} heads"),
             (stem not in STEMS, f"unknown stem {stem!r}: known are {', '.join(STEMS)}"),
+            (tokens not in ("time", "lead"), f"unknown tokens {tokens!r}: known are time, lead"),
             (scale is not None and (len(scale) != len(leads) or min(scale) <= 0), "scale needs one positive number a lead"),
         ):
             if wrong:
                 raise CremaError(why)
         self.fs, self.seconds, self.leads, self.patch, self.width, self.band = fs, seconds, tuple(leads), patch, width, band
-        self.n_patches = samples // patch
+        self.tokens, self.n_patches = tokens, samples // patch
         self.register_buffer("scale", torch.tensor(scale or [1.0] * len(leads), dtype=torch.float32))
         self.register_buffer("positions", sincos(self.n_patches, width), persistent=False)
-        self.stem = STEMS[stem](len(leads), patch, width)
-        self.missing = nn.Parameter(torch.zeros(len(leads), width))  # added to every token for each lead that is not there
+        if tokens == "time":
+            self.stem = STEMS[stem](len(leads), patch, width)
+            self.missing = nn.Parameter(torch.zeros(len(leads), width))  # added to every token for each lead that is not there
+        else:
+            self.stem = STEMS[stem](1, patch, width)
+            self.stem_leads = nn.Parameter(0.02 * torch.randn(len(leads), width))  # added to every token of a lead
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width)) if cls_token else None
         rates = np.linspace(0, drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=float(rate)) for rate in rates)
@@ -168,30 +177,63 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         Args:
             signal: float (batch, leads, samples), mV; samples a multiple of `patch`, at most fs * seconds.
             lead_mask: bool (batch, leads) or None for all leads there.
-            visible: int64 (batch, k), the patches to encode, or None for all; hidden patches never enter a block.
+            visible: int64 (batch, k), the patches to encode, or None for all; hidden patches never enter a block. With tokens of one
+                lead these are the patches of every lead, or, as (batch, leads, k), of each lead its own.
             layers: None, or a list of block numbers (0-based) whose outputs are wanted.
 
         Returns:
             float (batch, tokens, width) after the last norm (the first token is CLS where there is one); with `layers` a list of
-            such tensors, each through the last norm.
+            such tensors, each through the last norm. With tokens of one lead nothing attends to a lead that is not there, and its
+            tokens come out as the mean of the others, so that the mean over tokens is that of the leads that are there.
         """
         self.check(signal)
-        tokens = self.patchify(self.normalise(signal, lead_mask))
+        signal = self.normalise(signal, lead_mask)
+        if self.tokens == "time":
+            tokens, there = self._time_tokens(signal, lead_mask, visible), None
+        else:
+            tokens, there = self._lead_tokens(signal, lead_mask, visible)
+        if self.cls is not None:
+            tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
+        attended = None if there is None else F.pad(there, (tokens.shape[1] - there.shape[1], 0), value=True)[:, None, None]
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, attn_mask=attended)
+            if layers is not None and i in layers:
+                outputs.append(self._finish(tokens, there))
+        return self._finish(tokens, there) if layers is None else outputs
+
+    def _time_tokens(self, signal, lead_mask, visible):
+        """Tokens of all leads before the first block."""
+        tokens = self.patchify(signal)
         positions = self.positions[: tokens.shape[1]]
         if visible is None:
             tokens = self.stem(tokens) + positions
         else:
             tokens = self.stem(tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[2]))) + positions[visible]
-        if lead_mask is not None:
-            tokens = tokens + ((~lead_mask).to(tokens.dtype) @ self.missing)[:, None]
-        if self.cls is not None:
-            tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
-        outputs = []
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if layers is not None and i in layers:
-                outputs.append(self.norm(tokens))
-        return self.norm(tokens) if layers is None else outputs
+        return tokens if lead_mask is None else tokens + ((~lead_mask).to(tokens.dtype) @ self.missing)[:, None]
+
+    def _lead_tokens(self, signal, lead_mask, visible):
+        """Tokens of one lead each before the first block, and bool (batch, tokens), whether the lead is there (None for all)."""
+        patches = signal.unflatten(2, (-1, self.patch))
+        positions = self.positions[: patches.shape[2]]
+        if visible is not None:
+            visible = visible if visible.ndim == 3 else visible[:, None].expand(-1, patches.shape[1], -1)
+            patches, positions = patches.gather(2, visible[..., None].expand(-1, -1, -1, self.patch)), positions[visible]
+        tokens = self.stem(patches) + positions + self.stem_leads[:, None]
+        if lead_mask is None:
+            return tokens.flatten(1, 2), None
+        there = lead_mask | ~lead_mask.any(dim=1, keepdim=True)  # a record without any lead attends to its zeros
+        return tokens.flatten(1, 2), there.repeat_interleave(tokens.shape[2], dim=1)
+
+    def _finish(self, tokens, there):
+        """The last norm; then, for tokens of leads that are not there, the mean of the others."""
+        tokens = self.norm(tokens)
+        if there is None:
+            return tokens
+        first = tokens.shape[1] - there.shape[1]
+        rest, there = tokens[:, first:], there[..., None]
+        mean = (rest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
+        return torch.cat([tokens[:, :first], torch.where(there, rest, mean)], dim=1)
 
     def pool(self, tokens):
         """Mean over the patch tokens: (batch, tokens, width) -> (batch, width)."""
@@ -229,11 +271,14 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         """Attention weights of every block for a batch: float (depth, batch, heads, tokens, tokens); rows sum to 1."""
         maps = []
 
-        def record(attn, inputs, _):
+        def record(attn, inputs, options, _):
             q, k, _ = attn.qkv(inputs[0]).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            maps.append((attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(dim=-1))
+            scores = attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)
+            if options.get("attn_mask") is not None:
+                scores = scores.masked_fill(~options["attn_mask"], float("-inf"))
+            maps.append(scores.softmax(dim=-1))
 
-        hooks = [block.attn.register_forward_hook(record) for block in self.blocks]
+        hooks = [block.attn.register_forward_hook(record, with_kwargs=True) for block in self.blocks]
         try:
             self(signal, lead_mask)
         finally:

@@ -24,6 +24,24 @@ def random_mask(batch, patches, ratio, device="cpu"):
     return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
 
 
+def block_mask(batch, patches, ratio, block, device="cpu"):
+    """Random masks that hide runs of neighbouring patches, with the same number of visible patches in each record.
+
+    Each record is cut into blocks of `block` patches from a random first cut, and blocks are hidden in random order until the share is
+    reached; the last one is hidden as far as needed. Neighbouring hidden blocks make longer runs (ours; the blocks of Weimann & Conrad
+    2024, arXiv 2410.13867, have random lengths from a least one on).
+
+    Args, Returns: as `random_mask`; block: patches a block.
+    """
+    if not 0 <= ratio < 1 or block < 1:
+        raise CremaError(f"mask ratio {ratio} and block {block}: give 0 <= ratio < 1 and blocks of at least one patch")
+    n_hidden = min(round(ratio * patches), patches - 1)
+    number = (torch.arange(patches, device=device) + integers(0, block, batch, 1, device=device)) // block
+    turn = uniform(batch, (patches + block - 2) // block + 1, device=device)
+    order = turn.gather(1, number).argsort(dim=1, stable=True)
+    return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
+
+
 def shift(signal, samples=None):
     """Roll each record in time by its own random number of samples (circular, at most the whole length).
 

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import wfdb
+from conftest import ROOT
 
 from crema_lib import __main__ as cli
-from crema_lib import bookbuild
+from crema_lib import bookbuild, objectives
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 
@@ -22,7 +23,7 @@ def test_help_needs_no_torch(python):
 
 
 @pytest.mark.parametrize(
-    "words", [["data"], ["data", "list"], ["data", "fetch"], ["data", "verify"], ["data", "prepare"], ["book"], ["leakage"]]
+    "words", [["data"], ["data", "list"], ["data", "fetch"], ["data", "verify"], ["data", "prepare"], ["book"], ["pretrain"], ["leakage"]]
 )
 def test_every_command_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -31,7 +32,7 @@ def test_every_command_explains_itself(words, capsys):
     assert "usage: crema_lib" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [[], ["boook"], ["data"], ["data", "fetch"], ["book", "--profil"], ["leakage"]])
+@pytest.mark.parametrize("words", [[], ["boook"], ["data"], ["data", "fetch"], ["book", "--profil"], ["pretrain", "mae"], ["leakage"]])
 def test_wrong_usage_is_status_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
@@ -49,6 +50,12 @@ def test_wrong_usage_is_status_2(words, capsys):
         (["book", "-p", "seed"], "-p seed is no name=value"),
         (["data", "verify", "no-such-set"], "no-such-set"),
         (["data", "prepare", "no-such-set"], "no-such-set"),
+        (["pretrain", "--objective", "bert"], "parameter objective = 'bert' is not known"),
+        (["pretrain", "--profile", "quik"], "no profile quik"),
+        (["pretrain", "-p", "lr"], "-p lr is no name=value"),
+        (["pretrain", "-p", "tasks=all"], "pretraining reads no parameter tasks: it reads data, records"),
+        (["pretrain", "--objective", "mae", "-p", "temperature=0.2"], "the objective mae has no temperature: it has mask_ratio"),
+        (["pretrain", "-p", "data=no-such-set"], "no-such-set is not prepared"),
         (["leakage", "no-such-set"], "python -m crema_lib data prepare no-such-set"),
     ],
 )
@@ -88,6 +95,21 @@ def test_prepare_says_what_it_did(tmp_path, capsys):
     assert cli.main(["data", "prepare", "mine", "--source", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert "left out bad:" in out and "1 records, 1 left out" in out
+
+
+def test_pretrain_leaves_a_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CREMA_HOME", str(tmp_path))
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    small = ["records=80", "seconds=5", "width=24", "depth=1", "epochs=1", "batch_size=32", "device=cpu"]
+    words = ["pretrain", "--objective", "simclr", *(word for text in small for word in ("-p", text))]
+    assert cli.main(words) == 0
+    folder = tmp_path / "_runs" / "quick-simclr-s0" / "pretrain" / "model"
+    out = capsys.readouterr()
+    assert out.out == f"the model is in {folder}\n"
+    assert "step" in out.err, "a progress bar"
+    assert type(objectives.load(folder)) is objectives.SimCLR
+    assert cli.main([*words, "--out", str(tmp_path / "mine"), "-p", "temperature=0.2"]) == 0
+    assert objectives.load(tmp_path / "mine" / "pretrain" / "model").temperature == 0.2
 
 
 def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from crema_lib import params
+from crema_lib import bookbuild, objectives, params
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import TRAIN
 from crema_lib.embeddings import embed_store
 from crema_lib.objectives import CRMAE
-from crema_lib.pretrain import lead_scale, new_encoder, pretrain
+from crema_lib.objectives.cr_mae import REGULARISERS
+from crema_lib.pretrain import OPTIONS, PARAMETERS, lead_scale, new_encoder, pretrain, unused
 from crema_lib.probes.linear import probe_task
 from crema_lib.sit import SiT
 
@@ -61,3 +62,35 @@ def test_what_is_saved_is_what_was_trained(store, tmp_path):
     assert log["epoch"].iloc[-1] == 2
     resumed, same = pretrain(p, store, progress=False)
     assert same.equals(log) and torch.equal(resumed.reconstruct(x, hidden=hidden)[0], again.reconstruct(x, hidden=hidden)[0])
+
+
+def test_every_objective_goes_the_whole_road(store, tmp_path):
+    assert params.SCHEMA["objective"].choices == tuple(objectives.OBJECTIVES)
+    for name in objectives.OBJECTIVES:
+        p = parameters(tmp_path / name, objective=name, width=24, depth=1, epochs=1, batch_size=64, lead_drop=0.25)
+        model, log = pretrain(p, store, progress=False)
+        assert np.isfinite(log["loss"]).all() and model.lead_drop == 0.25
+        again = objectives.load(p.run_dir / "pretrain" / "model")
+        assert type(again) is objectives.OBJECTIVES[name] and again.options == model.options
+        features = again.eval().encoder.features(store.read([0, 1]))
+        assert torch.equal(features, model.encoder.features(store.read([0, 1])))
+
+
+def test_an_objective_gets_those_parameters_that_it_has():
+    assert set(OPTIONS) < set(PARAMETERS) < set(params.SCHEMA)
+    assert params.SCHEMA["regulariser"].choices == tuple(REGULARISERS)
+    assert unused("cr_mae") == []
+    assert unused("mae") == ["contrast_weight", "regulariser", "temperature"]
+    assert unused("simclr") == ["mask_ratio", "contrast_weight", "regulariser"]
+    for option in OPTIONS:
+        assert any(option in objectives.options(name) for name in objectives.OBJECTIVES), option
+
+
+def test_the_regulariser_reaches_the_model(store, tmp_path):
+    p = parameters(tmp_path, regulariser="uniformity", width=24, depth=1, epochs=1, batch_size=64)
+    assert pretrain(p, store, progress=False)[0].regulariser == "uniformity"
+
+
+def test_the_chapter_declares_what_pretraining_reads():
+    declared = set(bookbuild.declared("book/03_pretraining.ipynb"))
+    assert declared == set(PARAMETERS) | {"profile", "out"}

@@ -18,16 +18,40 @@ def small(**options):
     return SiT(**{"width": 32, "depth": 3, "heads": 2, "fs": 100, "seconds": 4, **options}).eval()
 
 
+both_tokens = pytest.mark.parametrize("tokens", ["time", "lead"])
+
+
+@both_tokens
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 @pytest.mark.parametrize(
     ("fs", "seconds", "leads", "patch"), [(100, 10, LEADS, 25), (250, 4, ("II",), 50), (500, 2, ("I", "II", "V2"), 20)]
 )
-def test_any_rate_length_and_leads(stem, fs, seconds, leads, patch):
-    model = small(fs=fs, seconds=seconds, leads=leads, patch=patch, stem=stem)
+def test_any_rate_length_and_leads(stem, fs, seconds, leads, patch, tokens):
+    model = small(fs=fs, seconds=seconds, leads=leads, patch=patch, stem=stem, tokens=tokens)
     x = torch.randn(2, len(leads), fs * seconds)
-    assert model(x).shape == (2, fs * seconds // patch, 32)
+    each = len(leads) if tokens == "lead" else 1
+    assert model(x).shape == (2, each * fs * seconds // patch, 32)
     assert model.features(x, readout="layers").shape == (2, 96)
-    assert model(x[:, :, : 4 * patch]).shape == (2, 4, 32), "shorter inputs are allowed"
+    assert model(x[:, :, : 4 * patch]).shape == (2, each * 4, 32), "shorter inputs are allowed"
+
+
+def test_tokens_of_one_lead_are_what_they_say():
+    model = small(tokens="lead", depth=0, scale=tuple(range(1, 13)))
+    x = torch.randn(2, 12, 400)
+    tokens = model(x).view(2, 12, 16, 32)
+    for lead, n in ((0, 0), (4, 7), (11, 15)):
+        patch = x[1, lead, 25 * n : 25 * n + 25] / (lead + 1)
+        expected = model.norm(model.stem(patch) + model.positions[n] + model.stem_leads[lead])
+        torch.testing.assert_close(tokens[1, lead, n], expected)
+    for visible in (torch.tensor([[2, 5]] * 2), torch.tensor([[[2, 5]] * 12] * 2)):
+        torch.testing.assert_close(model(x, visible=visible).view(2, 12, 2, 32), tokens[:, :, [2, 5]])
+    own = torch.arange(12)[None, :, None].expand(2, -1, -1)
+    torch.testing.assert_close(model(x, visible=own)[:, :, None], torch.stack([tokens[:, i, i] for i in range(12)], 1)[:, :, None])
+
+
+def test_the_state_of_a_model_with_time_tokens_is_as_it_was():
+    assert not any("stem_leads" in key for key in small().state_dict())
+    assert not any("missing" in key for key in small(tokens="lead").state_dict())
 
 
 def test_sizes_are_those_of_vit():
@@ -53,9 +77,10 @@ def test_positions_against_a_loop():
             assert codes[n, 5 + k] == pytest.approx(np.cos(angle), abs=1e-6)
 
 
+@both_tokens
 @pytest.mark.parametrize("stem", ["patch", "conv"])
-def test_hidden_patches_leave_no_trace(stem):
-    model = small(stem=stem)
+def test_hidden_patches_leave_no_trace(stem, tokens):
+    model = small(stem=stem, tokens=tokens)
     x = torch.randn(2, 12, 400)
     visible = torch.tensor([[0, 3, 9], [1, 2, 15]])
     other = torch.randn_like(x)
@@ -66,15 +91,27 @@ def test_hidden_patches_leave_no_trace(stem):
     assert torch.equal(model(x, visible=visible), model(model.unpatchify(kept), visible=visible))
 
 
-def test_encoding_all_patches_as_visible_changes_nothing():
-    model = small()
+def test_hidden_patches_of_one_lead_leave_no_trace():
+    model = small(tokens="lead")
+    x = torch.randn(2, 12, 400)
+    visible = torch.rand(2, 12, 16).argsort(2)[:, :, :5]
+    shown = torch.zeros(2, 12, 16, dtype=torch.bool).scatter(2, visible, True).repeat_interleave(25, dim=2)
+    assert torch.equal(model(x, visible=visible), model(torch.where(shown, x, torch.randn_like(x)), visible=visible))
+    assert not torch.equal(model(x, visible=visible), model(torch.where(shown, -x, x), visible=visible))
+
+
+@both_tokens
+def test_encoding_all_patches_as_visible_changes_nothing(tokens):
+    model = small(tokens=tokens)
     x = torch.randn(2, 12, 400)
     torch.testing.assert_close(model(x, visible=torch.arange(16).expand(2, 16)), model(x))
 
 
-def test_missing_leads_cannot_matter_but_are_known():
-    model = small()
-    torch.nn.init.normal_(model.missing)
+@both_tokens
+def test_missing_leads_cannot_matter_but_are_known(tokens):
+    model = small(tokens=tokens)
+    if tokens == "time":
+        torch.nn.init.normal_(model.missing)
     x, mask = torch.randn(2, 12, 400), torch.ones(2, 12, dtype=torch.bool)
     mask[:, 4] = False
     garbage = x.clone()
@@ -86,17 +123,40 @@ def test_missing_leads_cannot_matter_but_are_known():
     torch.testing.assert_close(model(x), model(x, torch.ones_like(mask)))
 
 
-def test_scale_divides_leads():
-    plain, scaled = small(), small(scale=tuple(range(1, 13)))
+@pytest.mark.parametrize("cls_token", [False, True])
+def test_missing_leads_of_one_lead_tokens_are_as_if_they_were_not_there(cls_token):
+    model, kept = small(tokens="lead", cls_token=cls_token), [0, 1, 7]
+    fewer = small(tokens="lead", cls_token=cls_token, leads=("I", "II", "V2"))
+    state = model.state_dict()
+    fewer.load_state_dict(state | {key: state[key][kept] for key in ("scale", "stem_leads")})
+    x, mask = torch.randn(2, 12, 400), torch.zeros(2, 12, dtype=torch.bool)
+    mask[:, kept] = True
+    for readout in model.readouts:
+        torch.testing.assert_close(model.features(x, mask, readout), fewer.features(x[:, kept], None, readout))
+    visible = torch.rand(2, 12, 16).argsort(2)[:, :, :5]
+    ours, theirs = model.features(x, mask, visible=visible), fewer.features(x[:, kept], visible=visible[:, kept])
+    torch.testing.assert_close(ours, theirs)
+    tokens = model(x, mask)[:, cls_token:].view(2, 12, 16, 32)
+    torch.testing.assert_close(tokens[:, 2:7], model.features(x, mask)[:, None, None].expand(2, 5, 16, 32))
+    maps = model.attention(x, mask)[..., cls_token:].unflatten(-1, (12, 16))
+    assert not maps[..., ~mask[0], :].any() and maps[..., kept, :].all()
+    mask[:] = False
+    assert model.features(x, mask).isfinite().all(), "a record without any lead"
+
+
+@both_tokens
+def test_scale_divides_leads(tokens):
+    plain, scaled = small(tokens=tokens), small(tokens=tokens, scale=tuple(range(1, 13)))
     scaled.load_state_dict({**plain.state_dict(), "scale": scaled.scale})
     x = torch.randn(1, 12, 400)
     torch.testing.assert_close(scaled(x * torch.arange(1.0, 13)[:, None]), plain(x))
 
 
-def test_cls_token():
-    model = small(cls_token=True)
+@both_tokens
+def test_cls_token(tokens):
+    model = small(cls_token=True, tokens=tokens)
     x = torch.randn(2, 12, 400)
-    assert model(x).shape == (2, 17, 32)
+    assert model(x).shape == (2, 1 + (16 if tokens == "time" else 192), 32)
     assert torch.equal(model.features(x, readout="cls"), model(x)[:, 0])
     torch.testing.assert_close(model.features(x), model(x)[:, 1:].mean(1))
     with pytest.raises(CremaError, match="unknown readout 'cls'"):
@@ -116,18 +176,21 @@ def test_attention_is_what_the_blocks_use():
     torch.testing.assert_close(attn(tokens), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_save_and_load(tmp_path):
-    model = small(scale=(0.5,) * 12, stem="conv")
-    torch.nn.init.normal_(model.missing)
+@both_tokens
+def test_save_and_load(tmp_path, tokens):
+    model = small(scale=(0.5,) * 12, stem="conv", tokens=tokens)
+    torch.nn.init.normal_(model.missing if tokens == "time" else model.stem_leads)
     model.save_pretrained(tmp_path)
     again = SiT.from_pretrained(tmp_path).eval()
+    assert again.tokens == tokens
     x = torch.randn(1, 12, 400)
     assert torch.equal(model(x), again(x))
     assert (again.fs, again.seconds, again.leads, again.patch, tuple(again.band)) == (100, 4, LEADS, 25, (0.5, 40.0))
 
 
-def test_embed_takes_any_rate_unit_and_order():
-    model = small()
+@both_tokens
+def test_embed_takes_any_rate_unit_and_order(tokens):
+    model = small(tokens=tokens)
     t = np.arange(2000) / 500
     signal = np.stack([np.sin(2 * np.pi * (3 + i) * t) for i in range(12)]).astype(np.float32)
     plain = model.embed(signal, fs=500)
@@ -161,6 +224,7 @@ def test_embed_refuses(call, sentence):
         ({"leads": ("I", "V9")}, "unknown leads"),
         ({"width": 33}, "width 33"),
         ({"stem": "fft"}, "unknown stem"),
+        ({"tokens": "beat"}, "unknown tokens 'beat': known are time, lead"),
         ({"scale": (1.0,)}, "one positive number a lead"),
     ],
 )

@@ -32,6 +32,32 @@ def test_one_patch_stays():
         views.random_mask(3, 4, 1.0)
 
 
+@pytest.mark.parametrize(("patches", "ratio", "block"), [(40, 0.75, 2), (40, 0.6, 5), (20, 0.5, 3), (7, 0.5, 10), (16, 0.5, 1)])
+def test_block_mask_is_a_partition_in_blocks(patches, ratio, block):
+    visible, hidden = views.block_mask(500, patches, ratio, block)
+    assert hidden.shape == (500, round(ratio * patches))
+    both = torch.cat([visible, hidden], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(patches).expand(500, patches))
+    flags = torch.zeros(500, patches, dtype=torch.long).scatter(1, hidden, 1)
+    for row in flags.tolist():
+        runs = [len(part) for part in "".join(map(str, row)).strip("0").split("0") if part]
+        inner = "".join(map(str, row)).split("0")[1:-1]  # runs that touch neither end, where blocks may be cut short
+        short = [len(part) for part in inner if 0 < len(part) < block]
+        assert runs and len(short) <= 1, "at most one block is cut short, the last"
+
+
+def test_block_mask_hides_each_patch_about_equally_often_and_moves():
+    _, hidden = views.block_mask(20000, 20, 0.5, 4)
+    share = torch.bincount(hidden.flatten(), minlength=20) / 20000
+    assert (share - 0.5).abs().max() < 0.06
+    neighbours = (hidden.diff(dim=1) == 1).float().mean()
+    assert neighbours > 0.75, "runs, where single patches would have neighbours in every second case"
+    assert views.block_mask(3, 4, 0.99, 2)[0].shape == (3, 1)
+    for ratio, block in ((1.0, 2), (-0.1, 2), (0.5, 0)):
+        with pytest.raises(CremaError, match="give 0 <= ratio < 1 and blocks"):
+            views.block_mask(3, 4, ratio, block)
+
+
 def test_shift_rolls_all_leads_of_a_record_alike():
     x = torch.arange(3 * 2 * 50.0).view(3, 2, 50)
     y = views.shift(x)

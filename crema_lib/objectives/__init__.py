@@ -4,25 +4,56 @@ An objective is an `Objective` module: built from an encoder and options, called
 (`{"signal": float (batch, leads, samples) mV, "lead_mask": bool (batch, leads)}`), it returns a dict of scalar losses, `loss` among them.
 """
 
+import inspect
 import json
 from pathlib import Path
 
 from ..errors import CremaError
 from .base import Objective
+from .cmsc import CMSC
 from .cr_mae import CRMAE
+from .jepa import JEPA
+from .mae import MAE
+from .simclr import SimCLR
+from .st_mem import STMEM
+from .vicreg import VICReg
+from .w2v_cmsc_rlm import W2VCMSCRLM
 
-OBJECTIVES = {"cr_mae": CRMAE}
+OBJECTIVES = {
+    "cr_mae": CRMAE,
+    "mae": MAE,
+    "st_mem": STMEM,
+    "simclr": SimCLR,
+    "vicreg": VICReg,
+    "cmsc": CMSC,
+    "w2v_cmsc_rlm": W2VCMSCRLM,
+    "jepa": JEPA,
+}
 
 
-def build(name, encoder, **options):
-    """The objective called `name` on an encoder.
+def options(name):
+    """The options of the objective called `name` with their defaults: dict name -> value.
 
     Raises:
-        CremaError: unknown name or an option that the objective does not have.
+        CremaError: unknown objective.
     """
     if name not in OBJECTIVES:
         raise CremaError(f"unknown objective {name!r}: known are {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name](encoder, **options)
+    found = inspect.signature(OBJECTIVES[name]).parameters.values()
+    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def build(name, encoder, **chosen):
+    """The objective called `name` on an encoder.
+
+    Raises:
+        CremaError: unknown name, an option that the objective does not have, or a value that it does not take.
+    """
+    known = options(name)
+    for option in chosen:
+        if option not in known:
+            raise CremaError(f"the objective {name} has no option {option}: it has {', '.join(known)}")
+    return OBJECTIVES[name](encoder, **chosen)
 
 
 def load(folder):
@@ -39,4 +70,6 @@ def load(folder):
     return known[name].from_pretrained(folder)
 
 
-__all__ = ["CRMAE", "OBJECTIVES", "Objective", "build", "load"]
+__all__ = [
+    "CMSC", "CRMAE", "JEPA", "MAE", "OBJECTIVES", "STMEM", "W2VCMSCRLM", "Objective", "SimCLR", "VICReg", "build", "load", "options",
+]  # fmt: skip

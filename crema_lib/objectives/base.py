@@ -1,29 +1,119 @@
-"""What all objectives share: options that are remembered, and saving of encoder and heads."""
+"""What all objectives share: options that are checked and remembered, random views, saving of encoder and heads."""
 
 import contextlib
 import json
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .. import parallel, views
 from ..errors import CremaError
 from ..sit import SiT
+
+# What an option of any objective may be, and how the sentence says so.
+RULES = {
+    "mask_ratio": (lambda x: 0 < x < 1, "not inside 0 < mask_ratio < 1"),
+    "contrast_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "temperature": (lambda x: 0 < x < float("inf"), "not positive"),
+    "lead_drop": (lambda x: 0 <= x <= 1, "no probability"),
+    "token_drop": (lambda x: 0 <= x < 1, "not inside 0 <= token_drop < 1"),
+    "noise": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "gain": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "decoder_width": (lambda x: x >= 2 and x % 2 == 0 and x % max(1, x // 32) == 0, "not even, or no multiple of its heads of about 32"),
+    "decoder_depth": (lambda x: x >= 0 and x % 1 == 0, "no number of blocks"),
+    "projection": (lambda x: x >= 1 and x % 1 == 0, "no number of features"),
+    "invariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "variance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "covariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "block": (lambda x: x >= 1 and x % 1 == 0, "no number of patches"),
+    "momentum": (lambda x: 0 <= x <= 1, "not inside 0 <= momentum <= 1"),
+    "groups": (lambda x: x >= 1 and x % 1 == 0, "no number of codebooks"),
+    "codes": (lambda x: x >= 2 and x % 1 == 0, "no number of codes (2 or more)"),
+    "diversity_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+}
+
+
+def given(scope):
+    """The options among the local variables of an objective's `__init__`."""
+    return {name: value for name, value in scope.items() if name not in ("self", "encoder", "__class__")}
+
+
+def projector(width, features, layers=2, hidden=512):
+    """The head before a loss that compares records: linear maps with batch normalisation and ReLU between them (Chen et al. 2020)."""
+    inner = []
+    for size in [width] + [hidden] * (layers - 2):
+        inner += [nn.Linear(size, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+    return nn.Sequential(*inner, nn.Linear(hidden, features))
 
 
 class Objective(nn.Module):
     """Base class. A subclass calls `super().__init__(encoder, **its options)`, builds its heads, and defines `forward(batch)`.
 
-    Saved as a folder: `config.json` and `model.safetensors` are the encoder's (so `SiT.from_pretrained` reads the same folder),
-    `objective.json` and `heads.safetensors` hold the options and everything that is not the encoder.
+    Options become attributes and are checked by `RULES`. Saved as a folder: `config.json` and `model.safetensors` are the encoder's (so
+    `SiT.from_pretrained` reads the same folder), `objective.json` and `heads.safetensors` hold the options and everything that is not
+    the encoder.
     """
 
     encoders: ClassVar = {"SiT": SiT}  # classes that `from_pretrained` may meet
+    tokens: ClassVar = ("time", "lead")  # what a token of the encoder may be, see `SiT`
 
     def __init__(self, encoder, **options):
         super().__init__()
+        for name, (allowed, why) in RULES.items():
+            if name in options and (not isinstance(options[name], int | float) or not allowed(options[name])):
+                raise CremaError(f"{name} {options[name]!r} is {why}")
+        if getattr(encoder, "tokens", "time") not in self.tokens:
+            raise CremaError(f"{type(self).__name__} needs a SiT with tokens={self.tokens[0]!r}, this one has {encoder.tokens!r}")
         self.encoder, self.options = encoder, options
+        vars(self).update(options)
+
+    def after_step(self, step, steps):
+        """Called after each update of the optimiser: `step` of `steps` are done. Moves what no gradient moves; here nothing."""
+
+    def view(self, signal, lead_mask, start=True):
+        """One random view by the options `gain`, `noise` and `lead_drop`: (clean signal, corrupted signal, lead mask of the latter).
+
+        signal: float (batch, leads, samples), mV. start: whether it starts at a random time.
+        """
+        clean = views.gain(views.shift(signal) if start else signal, self.gain)
+        return clean, views.noise(clean, self.noise, self.encoder.fs), views.drop_leads(lead_mask, self.lead_drop)
+
+    def hide(self, batch, patches, device):
+        """A random mask of patches by the option `mask_ratio`: (visible, hidden), int64 (batch, visible) and (batch, hidden)."""
+        return views.random_mask(batch, patches, self.mask_ratio, device)
+
+    def pair(self, signal, lead_mask, halves=False):
+        """Two views of each record, and which patches of them the encoder sees, see `hide`.
+
+        Args:
+            halves: the first view is of the first half of a record and the second of the second half; both then start at one random
+                time, and keep their places in time, so that the encoder learns all of its positions.
+
+        Returns:
+            (clean, corrupted, seen, visible, hidden) of 2 batch rows, first views before second ones: as `view` and `hide` give them.
+
+        Raises:
+            CremaError: halves of less than two patches.
+        """
+        patches = signal.shape[2] // self.encoder.patch
+        span, second = (patches // 2, patches // 2) if halves else (patches, 0)
+        if not span:
+            raise CremaError("a record of one patch has no two halves: take a smaller patch or longer records")
+        if halves:
+            signal = views.shift(signal)
+        both = [self.view(signal, lead_mask, start=not halves) for _ in range(2)]
+        masks = [[part + first for part in self.hide(len(signal), span, signal.device)] for first in (0, second)]
+        return *map(torch.cat, zip(*both, strict=True)), *map(torch.cat, zip(*masks, strict=True))
+
+    def pooled(self, tokens):
+        """Means of the tokens of two views, of all processes: (2 batch, tokens, width) -> first views, second views.
+
+        Gathered before the projector, so that its batch normalisation sees the whole batch.
+        """
+        return [parallel.gathered(view) for view in self.encoder.pool(tokens).chunk(2)]
 
     def save_pretrained(self, folder):
         """Write encoder, heads and options; every file is safetensors or JSON."""

@@ -5,6 +5,7 @@ Signals are float mV arrays, twelve leads in the order of `crema_lib.leads.LEADS
 """
 
 from .calibration import reliability
+from .costs import speeds, time_shares
 from .dose import dose, drops
 from .efficiency import label_efficiency
 from .leakage import closest
@@ -50,7 +51,9 @@ __all__ = [
     "risk_parts",
     "scatter_html",
     "spectra",
+    "speeds",
     "superclasses",
+    "time_shares",
     "tokens",
     "umap_panels",
     "use_style",

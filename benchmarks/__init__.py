@@ -1,0 +1,1 @@
+"""Benchmarks of the training loop and its parts: `python -m benchmarks` measures, `results/benchmarks/` keeps."""

@@ -1,0 +1,223 @@
+"""`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
+
+Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), steps (sizes and sampling rates),
+parts (everything else), profile (where a step's time goes). Offline: recordings are simulated.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks import bound, reference
+from crema_lib import cost, finetune, runs
+from crema_lib.data.prepare import prepare
+from crema_lib.data.simulate import simulate, simulated_store
+from crema_lib.embeddings import embed_store
+from crema_lib.engine import Training, fit
+from crema_lib.objectives import build
+from crema_lib.paths import home
+from crema_lib.sit import SiT
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+PATCH = {100: 25, 250: 50, 500: 125}  # samples a token at each rate: a quarter of a second, or what divides the recording
+BATCH = {"cpu": {"xs": 64, "ti": 64, "s": 32, "b": 16}, "cuda": {"xs": 2048, "ti": 2048, "s": 1024, "b": 512}}
+
+
+SIDE = "pretraining side by side"
+
+
+def median_of(values):
+    """(median, lowest, highest)."""
+    return statistics.median(values), min(values), max(values)
+
+
+class Bench:
+    """The device, the simulated recordings, and the rows measured so far."""
+
+    def __init__(self, options, folder):
+        self.options, self.folder, self.rows, self.peak = options, Path(folder), [], None
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+        self.precision = options.precision or ("bf16" if self.device == "cuda" else "no")
+        self.records = options.records or (8192 if self.device == "cuda" else 512)
+
+    def batch(self, size):
+        """Records a step."""
+        return min(BATCH[self.device][size], self.records)
+
+    def add(self, name, task, model, values, n=0):
+        """Keep one figure: a number, or (value, low, high) where it was measured several times."""
+        value, low, high = values if isinstance(values, tuple) else (values, float("nan"), float("nan"))
+        self.rows.append({"name": name, "task": task, "model": model, "value": value, "low": low, "high": high, "n": n, "seed": 0})
+        print(f"{task:42} {model:12} {name:34} {value:12.4g}", flush=True)
+
+    @functools.cache  # noqa: B019 - there is one of it
+    def store(self, fs=100):
+        return simulated_store(self.folder / f"store-{fs}", self.records, fs=fs)
+
+    def objective(self, size, fs=100):
+        """CR-MAE on a SiT of a size."""
+        torch.manual_seed(0)
+        return build("cr_mae", SiT.of_size(size, fs=fs, patch=PATCH[fs])).to(self.device)
+
+    def ours(self, size, fs=100):
+        """Durations of steps of `engine.fit`, s."""
+        o, store = self.options, self.store(fs)
+        training = Training(batch_size=self.batch(size), precision=self.precision, device=self.device, compile=o.compile)
+        with tempfile.TemporaryDirectory(dir=self.folder) as out:
+            return cost.step_seconds(self.objective(size, fs), store, range(len(store)), training, out, o.steps)
+
+
+def peak(bench):
+    """Fastest matrix product, in the precision that training uses."""
+    bench.peak = cost.matmul_peak(bench.device, DTYPES[bench.precision])
+    bench.add("TFLOP/s", "matrix product, best", "", bench.peak / 1e12)
+
+
+def compare(bench):
+    """This loop beside the reference and the bound, in turns."""
+    o, store = bench.options, bench.store()
+    size, batch = o.size, bench.batch(o.size)
+    files = bench.folder / "wfdb"
+    reference.write_files(files, batch if bench.device == "cpu" else 4 * batch)
+    signals, lead_mask = store.read(range(len(store)), bench.device), torch.from_numpy(store.lead_mask).to(bench.device)
+    hand = bound.loop(bench.objective(size), signals, lead_mask, batch_size=batch, precision=bench.precision, compile=o.compile)
+    plain = reference.loop(files, size, batch_size=batch, device=bench.device, workers=0 if bench.device == "cpu" else 8)
+    hand(2), plain(1)
+    loops = {
+        "this book": functools.partial(bench.ours, size),
+        "by hand": functools.partial(hand, o.steps),
+        "reference": functools.partial(plain, max(1, o.steps // 4)),
+    }
+    seconds = cost.in_turns(loops, o.rounds)
+    for name, found in seconds.items():
+        bench.add("ECG/s", SIDE, name, median_of([batch / s for s in found]), o.rounds)
+    for other in ("reference", "by hand"):
+        bench.add(f"times the speed of: {other}", SIDE, "this book", cost.speed_ratio(seconds, "this book", other), o.rounds)
+
+
+def one_step(options, folder, size, fs):
+    """Speed, operations and memory of one size at one rate; run in a process of its own, so that the memory is its own."""
+    bench = Bench(options, folder)
+    batch, seconds = bench.batch(size), bench.ours(size, fs)
+    objective, store = bench.objective(size, fs), bench.store(fs)
+    few = min(batch, 8)
+    inputs = {"signal": store.read(range(few), bench.device), "lead_mask": torch.from_numpy(store.lead_mask[:few]).to(bench.device)}
+    operations = cost.flops(lambda: objective(inputs)["loss"].backward()) / few
+    rates = median_of([batch / s for s in seconds])
+    return {
+        "ECG/s": rates,
+        "GFLOP an ECG": operations / 1e9,
+        "TFLOP/s": operations * rates[0] / 1e12,
+        "peak memory, GB": cost.peak_memory(bench.device) / 1e9,
+    }
+
+
+def steps(bench):
+    """The pretraining step for each size and sampling rate."""
+    options = bench.options
+    for fs in options.rates:
+        bench.store(fs)  # made once, here
+        for size in options.sizes:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                found = pool.submit(one_step, options, bench.folder, size, fs).result()
+            for name, value in found.items():
+                bench.add(name, f"pretraining step, {fs} Hz", size, value, options.steps)
+            if bench.peak:
+                share = 1e12 * found["TFLOP/s"] / bench.peak
+                bench.add("share of the peak", f"pretraining step, {fs} Hz", size, share, options.steps)
+
+
+def parts(bench):
+    """Everything else that takes time: simulator, prepare, batch reading, embedding, fine-tuning; records/s."""
+    n, size = len(bench.store()), bench.options.size
+    few = min(n, 256)
+    rate = lambda run, records=n: records / min(cost.timed(run, bench.device) for _ in range(bench.options.rounds))  # noqa: E731
+    bench.add("records/s", "simulator", "", rate(lambda: simulate(few), few))
+    files = bench.folder / "wfdb-parts"
+    reference.write_files(files, few)
+    prepared = lambda: prepare("files", source=files, out=bench.folder / "prepared", progress=False)  # noqa: E731
+    bench.add("records/s", "prepare, 500 Hz WFDB to 100 Hz", "", rate(prepared, few))
+    drawn = torch.randint(0, n, (64, 64)).numpy()
+    bench.add("records/s", "random batches from the store", "", rate(lambda: [bench.store().read(part) for part in drawn], drawn.size))
+    encoder = SiT.of_size(size).to(bench.device)
+    bench.add("records/s", "embedding", size, rate(lambda: embed_store(encoder, bench.store(), device=bench.device)))
+    batch = bench.batch(size)
+    model = finetune.Classifier(SiT.of_size(size), columns={"all": [str(i) for i in range(71)]})
+    training = Training(epochs=max(1, bench.options.steps * batch // n), batch_size=batch, precision=bench.precision, device=bench.device)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as out:
+        targets = torch.randint(0, 2, (n, 71)).float().numpy()
+        log = fit(model, bench.store(), range(n), training, out, targets=targets, progress=False)
+    bench.add("records/s", "fine-tuning, 71 labels", size, float(log["records_per_s"].max()))
+
+
+def profile(bench):
+    """Kinds of kernels in one step, and how long the step waits for its input."""
+    size = bench.options.size
+    store, objective, batch = bench.store(), bench.objective(size), bench.batch(size)
+    optimiser = torch.optim.AdamW(objective.parameters(), fused=True)
+    forward = torch.compile(objective) if bench.options.compile else objective
+    lead_mask = torch.ones(batch, 12, dtype=torch.bool, device=bench.device)
+
+    def read():
+        return {"signal": store.read(range(batch), bench.device), "lead_mask": lead_mask}
+
+    def step():
+        with torch.autocast(bench.device, DTYPES[bench.precision], enabled=bench.precision != "no"):
+            loss = forward(read())["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    step(), step()
+    for kind, share in cost.shares(step, bench.device).items():
+        bench.add("share of the kernels' time", f"a step: {kind}", size, share)
+    waits = [cost.timed(read, bench.device) / cost.timed(step, bench.device) for _ in range(bench.options.rounds)]
+    bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
+
+
+SECTIONS = {"peak": peak, "compare": compare, "steps": steps, "parts": parts, "profile": profile}
+
+
+def main(argv=None):
+    """Measure and write the record; prints each figure as it comes."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 on a GPU, single elsewhere")
+    parser.add_argument("--compile", action="store_true", help="torch.compile this loop and the bound")
+    parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps (default: %(default)s)")
+    parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the section steps")
+    parser.add_argument("--rates", nargs="+", type=int, choices=list(PATCH), default=list(PATCH), help="sampling rates, Hz")
+    parser.add_argument("--records", type=int, default=0, help="recordings to simulate (default: enough)")
+    parser.add_argument("--steps", type=int, default=5, help="steps measured at a time (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each loop, repeats of each part (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="run record (default: results/benchmarks/DEVICE.json)")
+    options = parser.parse_args(argv)
+    if unknown := [name for name in options.sections if name not in SECTIONS]:
+        parser.error(f"unknown section {unknown[0]}: known are {', '.join(SECTIONS)}")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, folder)
+        for name in options.sections or SECTIONS:
+            SECTIONS[name](bench)
+        store = bench.store()
+        name = runs.device_name(bench.device).lower().replace(" ", "-") if bench.device == "cuda" else "cpu"
+        return runs.write(
+            options.out or home() / "results" / "benchmarks" / f"{name}.json",
+            chapter="benchmarks", parameters=vars(options), metrics=bench.rows,
+            wall_seconds=time.perf_counter() - began, device=bench.device,
+            data={"name": "simulated", "records": len(store), "sha256": store.meta["sha256"]},
+            extra={"threads": torch.get_num_threads(), "precision": bench.precision},
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

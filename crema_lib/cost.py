@@ -1,0 +1,139 @@
+"""What a step costs: floating-point operations, the machine's own peak, seconds measured side by side, and where the time goes."""
+
+import functools
+import resource
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from .engine import fit
+from .errors import CremaError
+
+# A kernel belongs to the first kind with a word in its name. Inductor's fused kernels carry the names of what they fuse.
+KINDS = {
+    "matmul": ("mm", "gemm", "linear", "convolution", "conv_", "cutlass", "nvjet", "xmma"),
+    "attention": ("attention", "flash", "fmha"),
+    "norm": ("layer_norm", "batch_norm"),
+    "optimiser": ("adam", "foreach", "multi_tensor", "vector_norm"),
+    "activation": ("gelu", "relu"),
+    "random numbers": ("normal_", "uniform_", "aten::rand", "aten::sort", "argsort"),
+}
+
+
+def flops(run):
+    """Floating-point operations of the matrix products, convolutions and attention in `run()`, as torch's FlopCounterMode counts them."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def synchronise(device):
+    """Wait until a GPU has done what it was given; nothing to wait for elsewhere."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run, device="cpu"):
+    """Seconds that `run()` takes, until the device is done."""
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def matmul_peak(device="cpu", dtype=torch.float32, sizes=(1024, 2048, 4096, 8192), repeats=5, budget=20.0):
+    """Fastest rate of a product of two square matrices that this machine shows, operations/s: best of several sizes and repeats.
+
+    Args:
+        sizes: of the matrices, rising; those for which a single product would take over a second are left out. budget: s in all.
+    """
+    best, began = 0.0, time.perf_counter()
+    for n in sizes:
+        if (best and 2 * n**3 / best > 1) or time.perf_counter() - began > budget:
+            break
+        a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+        product = functools.partial(torch.matmul, a, b, out=torch.empty_like(a))
+        product()
+        best = max(best, 2 * n**3 / min(timed(product, device) for _ in range(repeats)))
+    return best
+
+
+def step_seconds(objective, store, rows, training, folder, steps, skip=2):
+    """Seconds of each step of a real training run, everything included: reading, views, both passes, update, log.
+
+    Args:
+        objective, store, rows, training, folder: as `engine.fit` takes them; the folder must hold no run. steps: to measure.
+        skip: first steps that are not counted (allocation, compilation).
+
+    Returns:
+        list of `steps` durations, s.
+    """
+    ends = []
+
+    class Clock:
+        def __call__(self, step, total):
+            synchronise(next(objective.parameters()).device)
+            ends.append(time.perf_counter())
+
+        def state_dict(self):
+            return {}
+
+    per_epoch = len(rows) // training.batch_size
+    if not per_epoch:
+        raise CremaError(f"{len(rows)} records are fewer than a batch of {training.batch_size}")
+    training = type(training)(**{**vars(training), "epochs": (steps + skip) / per_epoch})
+    fit(objective, store, rows, training, folder, companion=Clock(), progress=False)
+    return np.diff(ends)[-steps:].tolist()
+
+
+def in_turns(loops, rounds):
+    """Measure several loops in turns, so that what else the machine does falls on all of them.
+
+    Args:
+        loops: dict name -> function without arguments that runs some steps and returns their durations, s.
+        rounds: how often each has its turn.
+
+    Returns:
+        dict name -> list over rounds of the median duration of a step, s.
+    """
+    seconds = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            seconds[name].append(statistics.median(loop()))
+    return seconds
+
+
+def speed_ratio(seconds, one, other):
+    """How many times faster `one` is than `other`: (median, lowest, highest) over the rounds of `in_turns`, each round by itself."""
+    ratios = [b / a for a, b in zip(seconds[one], seconds[other], strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def shares(run, device="cpu"):
+    """Where the time of `run()` goes: dict kind of kernel -> share of the kernels' time, with "rest", from torch.profiler.
+
+    On a GPU the time is that of its kernels, on the CPU that of the operators themselves (without what they call).
+    """
+    cuda = torch.device(device).type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        run()
+        synchronise(device)
+    spent = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "rest")
+        spent[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: value / total for kind, value in spent.items()}
+
+
+def peak_memory(device="cpu"):
+    """Largest memory so far, bytes: of the device's allocator on a GPU, of the whole process on the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

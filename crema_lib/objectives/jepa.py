@@ -1,0 +1,76 @@
+"""JEPA: predict what a slowly moving copy of the encoder makes of the hidden patches.
+
+    L = mean smooth_L1( predictor(encoder(visible), places), layer_norm(teacher(all))[places] ),   teacher <- m teacher + (1 - m) encoder
+
+after the two ECG-JEPA: Weimann & Conrad (arXiv 2410.13867; time tokens over all leads, blocks of hidden patches; their code takes the mean
+absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly to 1 over the
+run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243). The teacher sees the whole clean view with all leads of the recording, the encoder
+the visible patches of the corrupted one (their code alters neither). The code of Weimann & Conrad hides 75 to 85 % in blocks of at least
+ten patches, with a predictor of half the encoder's width and all its depth; ours is shallower.
+"""
+
+import copy
+
+import torch
+
+from .. import views
+from .base import given
+from .decoder import Masked
+from .losses import latent_loss
+
+
+class JEPA(Masked):
+    """Joint-embedding predictive architecture.
+
+    The teacher is no parameter of the optimiser, moves in `after_step`, and is saved with the heads.
+
+    Args:
+        encoder: a `SiT`.
+        mask_ratio: share of hidden patches. block: patches a hidden block, see `views.block_mask`.
+        momentum: m of the first step; it rises linearly to 1 at the last one.
+        decoder_width, decoder_depth: of the predictor's blocks.
+        lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
+        gain: spread of the random gain.
+    """
+
+    convolution = False
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        mask_ratio=0.75,
+        block=2,
+        momentum=0.996,
+        decoder_width=96,
+        decoder_depth=4,
+        lead_drop=0.5,
+        noise=0.03,
+        gain=0.2,
+    ):
+        super().__init__(encoder, encoder.width, **given(locals()))
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def hide(self, batch, patches, device):
+        return views.block_mask(batch, patches, self.mask_ratio, self.block, device)
+
+    def forward(self, batch):
+        signal, lead_mask = batch["signal"], batch["lead_mask"]
+        patches = signal.shape[2] // self.encoder.patch
+        clean, corrupted, seen = self.view(signal, lead_mask)
+        visible, hidden = self.hide(len(signal), patches, signal.device)
+        with torch.no_grad():
+            target = self.teacher(clean, lead_mask)[:, self.encoder.cls is not None :]
+        predicted = self.decode(self.encoder(corrupted, seen, visible), visible, patches)
+        places = hidden[..., None].expand(-1, -1, self.encoder.width)
+        return {"loss": latent_loss(predicted.gather(1, places), target.gather(1, places))}
+
+    @torch.no_grad()
+    def after_step(self, step, steps):
+        momentum = self.momentum + (1 - self.momentum) * step / steps
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum)

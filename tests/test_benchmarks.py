@@ -1,0 +1,112 @@
+"""The benchmarks: the bound computes what the book computes, the reference learns from files, and the measures measure."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import bound, reference
+from crema_lib import cost
+from crema_lib.data.simulate import simulated_store
+from crema_lib.engine import Training
+from crema_lib.errors import CremaError
+from crema_lib.objectives import build
+from crema_lib.sit import SiT
+
+
+def objective():
+    torch.manual_seed(0)
+    return build("cr_mae", SiT(width=32, depth=2, heads=2, seconds=5, scale=tuple(0.1 + 0.02 * i for i in range(12))))
+
+
+def test_the_bound_computes_the_loss_of_the_book():
+    model = objective()
+    torch.nn.init.normal_(model.encoder.missing)
+    signal, lead_mask = torch.randn(6, 12, 500), torch.rand(6, 12) < 0.8
+    torch.manual_seed(1)
+    ours = model({"signal": signal, "lead_mask": lead_mask})["loss"]
+    torch.manual_seed(1)
+    by_hand = bound.loss(model, signal, lead_mask)
+    assert by_hand.item() == pytest.approx(ours.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for loss in (ours, by_hand)]
+    for name, a, b in zip(dict(model.named_parameters()), *gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5), name
+
+
+def test_the_bound_trains():
+    model, signal = objective(), torch.randn(1, 12, 500).repeat(8, 1, 1)
+    before = model.encoder.stem.weight.clone()
+    seconds = bound.loop(model, signal, torch.ones(8, 12, dtype=torch.bool), batch_size=4)(3)
+    assert len(seconds) == 3 and min(seconds) > 0
+    assert not torch.equal(before, model.encoder.stem.weight)
+
+
+def test_the_reference_reads_filters_and_trains(tmp_path):
+    reference.write_files(tmp_path, 5)
+    files = reference.Files(tmp_path, 100)
+    assert len(files) == 5 and files[0].shape == (12, 1000) and files[0].std() > 0.02
+    assert torch.allclose(files[0][0] + files[0][2], files[0][1], atol=0.02), "lead II is the sum of I and III"
+    seconds = reference.loop(tmp_path, "xs", batch_size=2)(3)
+    assert len(seconds) == 3 and min(seconds) > 0
+
+
+def test_operations_are_those_of_the_formula():
+    layer, x = torch.nn.Linear(30, 50), torch.randn(7, 30, requires_grad=True)
+    assert cost.flops(lambda: layer(x)) == 2 * 7 * 30 * 50
+    assert cost.flops(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 30 * 50
+
+
+def test_the_peak_is_not_below_a_product_of_ours():
+    a = torch.randn(256, 256)
+    slowest = 2 * 256**3 / max(cost.timed(lambda: a @ a) for _ in range(5))
+    assert cost.matmul_peak(sizes=(256, 512), repeats=5) > slowest
+
+
+def test_steps_of_a_run_are_timed(tmp_path):
+    store = simulated_store(tmp_path / "store", 40, seconds=5)
+    seconds = cost.step_seconds(objective(), store, range(40), Training(batch_size=4), tmp_path / "run", 13)
+    assert len(seconds) == 13 and min(seconds) > 0
+    with pytest.raises(CremaError, match="3 records are fewer than a batch of 4"):
+        cost.step_seconds(objective(), store, range(3), Training(batch_size=4), tmp_path / "few", 5)
+
+
+def test_turns_and_ratio():
+    def loop(seconds):
+        return lambda: [cost.timed(lambda: time.sleep(seconds)) for _ in range(3)]
+
+    seconds = cost.in_turns({"fast": loop(0.01), "slow": loop(0.05)}, 3)
+    assert [len(found) for found in seconds.values()] == [3, 3]
+    middle, low, high = cost.speed_ratio(seconds, "fast", "slow")
+    assert low <= middle <= high and 2 < middle < 6
+
+
+def test_shares_name_the_kernels():
+    a = torch.randn(512, 512)
+    shares = cost.shares(lambda: [a @ a for _ in range(20)])
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["matmul"] > 0.9
+    norm = torch.nn.LayerNorm(512)
+    assert cost.shares(lambda: [norm(a) for _ in range(20)])["norm"] > 0.5
+
+
+def test_one_command_writes_a_record(tmp_path, capsys):
+    out = tmp_path / "cpu.json"
+    sections, small = (
+        ["peak", "steps", "parts", "profile"],
+        ["--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1"],
+    )
+    benchmarks.main([*sections, "--device", "cpu", *small, "--records", "32", "--out", str(out)])
+    record = json.loads(out.read_text())
+    tasks = {row["task"] for row in record["metrics"]}
+    assert {"pretraining step, 100 Hz", "embedding", "simulator", "fine-tuning, 71 labels", "input", "a step: matmul"} <= tasks
+    assert all(row["value"] > 0 and math.isfinite(row["value"]) for row in record["metrics"] if not row["task"].startswith("a step"))
+    assert record["parameters"]["sizes"] == ["xs"] and "GFLOP an ECG" in capsys.readouterr().out
+
+
+def test_an_unknown_section(capsys):
+    with pytest.raises(SystemExit):
+        benchmarks.main(["peek"])
+    assert "unknown section peek: known are peak, compare" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Each loss against loops over NumPy arrays, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from crema_lib.errors import CremaError
+from crema_lib.objectives.losses import cmsc_nce, diversity, info_nce, latent_loss, masked_loss, masked_nce, uniformity, vicreg
+
+RNG = np.random.default_rng(0)
+
+
+def unit(z):
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def test_info_nce_against_loops():
+    a, b = RNG.normal(size=(2, 7, 5))
+    z = unit(np.concatenate([a, b]))
+    total = 0.0
+    for i in range(14):
+        partner = (i + 7) % 14
+        others = [np.exp(z[i] @ z[j] / 0.2) for j in range(14) if j != i]
+        total -= np.log(np.exp(z[i] @ z[partner] / 0.2) / sum(others))
+    assert info_nce(torch.tensor(a), torch.tensor(b), 0.2).item() == pytest.approx(total / 14, rel=1e-5)
+
+
+def test_info_nce_knows_the_partner():
+    z = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    same, other = info_nce(z, z + 0.01 * z.flip(0), 0.1), info_nce(z, z.roll(1, 0), 0.1)
+    assert same < 0.05 < 5 < other
+
+
+def test_cmsc_against_loops():
+    a, b = RNG.normal(size=(2, 6, 5))
+    x, y = unit(a), unit(b)
+    total = 0.0
+    for i in range(6):
+        total -= np.log(np.exp(x[i] @ y[i] / 0.3) / sum(np.exp(x[i] @ y[j] / 0.3) for j in range(6)))
+        total -= np.log(np.exp(x[i] @ y[i] / 0.3) / sum(np.exp(x[j] @ y[i] / 0.3) for j in range(6)))
+    assert cmsc_nce(torch.tensor(a), torch.tensor(b), 0.3).item() == pytest.approx(total / 12)
+
+
+def test_vicreg_against_loops():
+    a, b = RNG.normal(size=(2, 9, 4)) * [0.2, 1.5, 0.9, 1.0]
+    invariance = np.mean([(a[i, j] - b[i, j]) ** 2 for i in range(9) for j in range(4)])
+    variance = covariance = 0.0
+    for z in (a, b):
+        variance += np.mean([max(0, 1 - np.sqrt(np.var(z[:, j], ddof=1) + 1e-4)) for j in range(4)])
+        c = np.cov(z.T)
+        covariance += sum(c[i, j] ** 2 for i in range(4) for j in range(4) if i != j) / 4
+    slow = 20 * invariance + 30 * variance + 2 * covariance
+    assert vicreg(torch.tensor(a), torch.tensor(b), 20, 30, 2).item() == pytest.approx(slow)
+    assert variance > 0.1 and covariance > 0.1
+
+
+def test_vicreg_is_zero_for_views_that_agree_on_decorrelated_features():
+    z = 2 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    assert vicreg(z, z).item() == 0
+    assert vicreg(z * 0, z * 0).item() == pytest.approx(25 * 2 * 0.99), "collapse costs the whole hinge"
+
+
+def test_uniformity_against_loops():
+    a = RNG.normal(size=(8, 5))
+    z = unit(a)
+    slow = np.mean([(z[i] @ z[j]) ** 2 for i in range(8) for j in range(8) if i != j])
+    assert uniformity(torch.tensor(a)).item() == pytest.approx(slow)
+    assert uniformity(torch.ones(5, 3)).item() == pytest.approx(1, abs=1e-6)
+    assert uniformity(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_masked_loss_against_loops():
+    p, t, w = 2 * RNG.normal(size=(3, 4, 6)), RNG.normal(size=(3, 4, 6)), RNG.integers(0, 2, (3, 4, 6)).astype(float)
+    total = sum(w[i] * (p[i] - t[i]) ** 2 for i in np.ndindex(3, 4, 6))
+    assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / w.sum())
+    assert masked_loss(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3)).item() == 0, "nothing asked, nothing owed"
+
+
+def test_latent_loss_against_loops():
+    p, t = RNG.normal(size=(2, 3, 4, 8)).astype(np.float32) * 3
+    values = []
+    for i in np.ndindex(3, 4):
+        d = np.abs(p[i] - (t[i] - t[i].mean()) / np.sqrt(t[i].var() + 1e-5))
+        values += [x**2 / 2 if x < 1 else x - 0.5 for x in d]
+    assert latent_loss(torch.tensor(p), torch.tensor(t)).item() == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_masked_nce_against_loops():
+    c, q = RNG.normal(size=(2, 3, 5, 8))
+    codes = RNG.integers(0, 2, (3, 5, 2))
+    total, equal = 0.0, 0
+    for r in range(3):
+        for t in range(5):
+            kept = [s for s in range(5) if s == t or not (codes[r, s] == codes[r, t]).all()]
+            equal += 5 - len(kept)
+            near = {s: np.exp(unit(c[r, t]) @ unit(q[r, s]) / 0.5) for s in kept}
+            total -= np.log(near[t] / sum(near.values()))
+    assert equal, "the case with equal codes is among them"
+    assert masked_nce(torch.tensor(c), torch.tensor(q), torch.tensor(codes), 0.5).item() == pytest.approx(total / 15)
+
+
+def test_diversity_against_loops():
+    p = RNG.dirichlet(np.ones(4), size=(10, 2))
+    mean = p.mean(0)
+    used = sum(np.exp(-sum(x * np.log(x) for x in mean[g])) for g in range(2))
+    assert diversity(torch.tensor(p)).item() == pytest.approx((8 - used) / 8, abs=1e-5)
+    assert diversity(torch.full((3, 2, 4), 0.25)).item() == pytest.approx(0, abs=1e-5)
+    one = torch.zeros(3, 2, 4)
+    one[:, :, 0] = 1
+    assert diversity(one).item() == pytest.approx(0.75, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [lambda a, b: info_nce(a, b, 0.1), lambda a, b: cmsc_nce(a, b, 0.1), vicreg])
+def test_half_precision_is_no_loss_of_precision(loss):
+    a, b = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(a, b)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(loss(a.float(), b.float()).item(), rel=1e-6)
+
+
+def test_what_cannot_be_compared():
+    z = torch.randn(4, 3)
+    for call in (
+        lambda: info_nce(z, z[:3], 0.1),
+        lambda: cmsc_nce(z[0], z[0], 0.1),
+        lambda: vicreg(z[:1], z[:1]),
+        lambda: uniformity(z[:1]),
+    ):
+        with pytest.raises(CremaError, match="cannot be compared: give two equal"):
+            call()
+    with pytest.raises(CremaError, match="one hidden place has no distractor"):
+        masked_nce(torch.randn(2, 1, 4), torch.randn(2, 1, 4), torch.zeros(2, 1, 2), 0.1)
