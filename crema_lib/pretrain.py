@@ -14,7 +14,8 @@ from .sit import SiT
 # All parameters that pretraining reads, and those among them that are an objective's.
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "contrast_weight",
-    "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "device",
+    "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
+    "accumulate", "recompute", "compile", "device",
 )  # fmt: skip
 OPTIONS = ("mask_ratio", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise")
 

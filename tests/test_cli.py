@@ -1,6 +1,10 @@
 """The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from conftest import ROOT
 from crema_lib import __main__ as cli
 from crema_lib import bookbuild, objectives
 from crema_lib.data.simulate import simulated_store
-from crema_lib.errors import CremaError
+from crema_lib.errors import CremaError, Stopped
 
 
 def test_help_needs_no_torch(python):
@@ -112,6 +116,20 @@ def test_pretrain_leaves_a_model(tmp_path, monkeypatch, capsys):
     assert objectives.load(tmp_path / "mine" / "pretrain" / "model").temperature == 0.2
 
 
+def test_pretrain_that_is_asked_to_stop_saves_and_goes_on(tmp_path):
+    small = ["records=80", "seconds=5", "width=24", "depth=1", "epochs=100000", "batch_size=32", "device=cpu"]
+    words = [sys.executable, "-m", "crema_lib", "pretrain", "--out", str(tmp_path), *(word for text in small for word in ("-p", text))]
+    run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, until = tmp_path / "pretrain" / "log.jsonl", time.monotonic() + 240
+    while run.poll() is None and time.monotonic() < until and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.1)
+    run.terminate()
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 143, told
+    assert "error: stopped by SIGTERM after step" in told and "Traceback" not in told
+    assert len(list((tmp_path / "pretrain" / "checkpoints").glob("*/state.pt"))) == 1
+
+
 def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):
     store = simulated_store(tmp_path / "mine", 40, seconds=5)
     assert cli.main(["leakage", str(store.path), "--strict"]) == 0
@@ -126,7 +144,7 @@ def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):
     assert "does not say what it was trained on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (CremaError("x"), 1)])
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (CremaError("x"), 1), (Stopped("x", signal.SIGTERM), 143)])
 def test_exit_status(error, status, monkeypatch, capsys):
     def fail(**options):
         raise error
