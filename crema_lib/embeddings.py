@@ -51,21 +51,24 @@ def read_out(encoder, signal, lead_mask, readouts):
     return {name: known[name]() for name in readouts}
 
 
-def embed_store(encoder, store, rows=None, *, readout="mean", batch_size=256, device="cpu", cache=None, progress=False):
+def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_size=256, device="cpu", cache=None, progress=False):
     """Features of the records of a store from a frozen encoder (eval mode, no gradient).
 
     Args:
         rows: row numbers, default all. readout: see `SiT.features`; or "tokens" for all patch tokens after the last norm; or a list of
             readouts, which then come from one pass.
-        cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout and
-            the rows; it is written whole or not at all, and four records are computed again before it is trusted.
+        leads: names of the leads that the encoder is shown, None for all; the others are zero and marked as missing. See
+            `data.leads.SUBSETS`.
+        cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout, the
+            rows and the leads; it is written whole or not at all, and four records are computed again before it is trusted.
 
     Returns:
         float32 array (rows, features); of "tokens" float16 (rows, tokens, width), a read-only memory map where there is a cache. For
         a list of readouts a list of arrays.
 
     Raises:
-        CremaError: the store's rate, length or leads do not fit the encoder, an unknown readout, or features that are not finite.
+        CremaError: the store's rate, length or leads do not fit the encoder, an unknown readout or lead, a record that has none of the
+            leads, or features that are not finite.
     """
     if store.fs != encoder.fs or not set(encoder.leads) <= set(store.meta["leads"]):
         raise CremaError(
@@ -80,11 +83,15 @@ def embed_store(encoder, store, rows=None, *, readout="mean", batch_size=256, de
     if not len(rows):
         raise CremaError("there is no record to embed")
     pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
-    lead_mask = store.lead_mask[:, pick]
+    shown = _shown(encoder, leads)
+    lead_mask = store.lead_mask[:, pick] & shown
+    if leads is not None and (none := int((~lead_mask[rows].any(1)).sum())):
+        raise CremaError(f"{none} records have none of the leads {' '.join(leads)}: leave them out of the rows")
 
     def embed(chosen):
-        mask = torch.from_numpy(lead_mask[chosen]).to(device)
-        found = read_out(encoder, store.read(chosen, device)[:, pick], mask, readouts)
+        mask, signal = torch.from_numpy(lead_mask[chosen]).to(device), store.read(chosen, device)[:, pick]
+        signal = signal if shown.all() else signal * torch.from_numpy(shown).to(device)[:, None]
+        found = read_out(encoder, signal, mask, readouts)
         if not all(value.isfinite().all() for value in found.values()):
             raise CremaError("the encoder gives features that are NaN or infinite: its weights are damaged")
         return {name: value.cpu().numpy() for name, value in found.items()}
@@ -93,6 +100,8 @@ def embed_store(encoder, store, rows=None, *, readout="mean", batch_size=256, de
         first, found, paths = embed(rows[:4]), {}, {}
         if cache is not None:
             key = hashlib.sha256(f"{fingerprint(encoder)} {store.meta['sha256']} ".encode() + rows.tobytes() + lead_mask[rows].tobytes())
+            if not shown.all():
+                key.update(shown.tobytes())
             paths = {name: Path(cache) / f"{key.hexdigest()[:32]}-{name}.npy" for name in readouts}
             found = {name: _load(path, name) for name, path in paths.items()}
         shapes = {name: (len(rows), *value.shape[1:]) for name, value in first.items()}
@@ -105,6 +114,15 @@ def embed_store(encoder, store, rows=None, *, readout="mean", batch_size=256, de
                         array[i : i + batch_size] = batch[name]
             found |= arrays if cache is None else {name: _load(paths[name], name) for name in missing}
     return found[readout] if isinstance(readout, str) else [found[name] for name in readouts]
+
+
+def _shown(encoder, leads):
+    """Which leads of an encoder are shown: bool (leads of the encoder,)."""
+    if leads is None:
+        return np.ones(len(encoder.leads), dtype=bool)
+    if isinstance(leads, str) or not len(leads) or (set(leads) - set(encoder.leads)):
+        raise CremaError(f"the leads to show are {leads!r}: give a list of one or more of {', '.join(encoder.leads)}")
+    return np.isin(encoder.leads, list(leads))
 
 
 def _load(path, readout):

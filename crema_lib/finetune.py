@@ -39,6 +39,7 @@ class Classifier(Objective):
         token_drop: share of tokens left out in training (PatchDropout, Liu et al. 2023, arXiv 2208.07220): faster, and it regularises.
         lead_drop, noise, gain: light augmentations, see `views`.
         blocks: train only the last so many transformer blocks (and the last norm and the head); None for everything.
+        leads: names of the leads that it may see, in training and after, all others masked; None for all of the encoder's.
     """
 
     encoders = {"SiT": SiT, "XResNet1d": XResNet1d}  # noqa: RUF012
@@ -56,6 +57,7 @@ class Classifier(Objective):
         noise=0.03,
         gain=0.1,
         blocks=None,
+        leads=None,
     ):
         options = {key: value for key, value in locals().items() if key not in ("self", "encoder", "__class__")}
         super().__init__(encoder, **options)
@@ -68,6 +70,10 @@ class Classifier(Objective):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.feature_size(readout), sum(map(len, columns.values()))))
         nn.init.normal_(self.head[1].weight, std=0.01)
         nn.init.zeros_(self.head[1].bias)
+        if leads is not None and (not len(leads) or not set(leads) <= set(encoder.leads)):
+            raise CremaError(f"leads {' '.join(leads) or 'none'}: give one or more of the encoder's, {' '.join(encoder.leads)}")
+        shown = [leads is None or lead in leads for lead in encoder.leads]
+        self.register_buffer("shown", torch.tensor(shown), persistent=False)
         number = [task == "age" for task, names in columns.items() for _ in names]
         self.register_buffer("number", torch.tensor(number), persistent=False)
         if blocks is not None:
@@ -101,7 +107,7 @@ class Classifier(Objective):
 
     def features(self, signal, lead_mask):
         """What the head sees, (batch, features): in training mode of an augmented view with tokens left out."""
-        visible = None
+        visible, lead_mask = None, lead_mask & self.shown
         if self.training:
             signal, lead_mask = self.augment(signal, lead_mask)
             if self.token_drop:
@@ -124,6 +130,7 @@ class Classifier(Objective):
 
         signal: float (batch, leads, samples), mV. Returns float (batch, outputs).
         """
+        lead_mask = self.shown.expand(len(signal), -1) if lead_mask is None else lead_mask & self.shown
         last = signal.shape[2] - self.samples
         count = 1 + -(-2 * last // self.samples)
         starts = np.unique(np.linspace(0, last, count).round().astype(int))

@@ -134,6 +134,26 @@ def test_crops_are_averaged():
     assert seen == [8], "2 s are eight tokens"
 
 
+@pytest.mark.parametrize("encoder", [sit(), XResNet1d(fs=100, seconds=5, depth="xresnet1d50", width=4, hidden=8)])
+def test_leads_that_are_not_given_are_not_seen(encoder):
+    model = Classifier(encoder, columns=COLUMNS, leads=["I", "II"], lead_drop=0.0, noise=0.0)
+    one = batch()
+    other = {**one, "signal": one["signal"].clone()}
+    other["signal"][:, 2:] += 5
+    losses = []
+    for given in (one, other):
+        torch.manual_seed(3)
+        losses.append(model.train()(given)["loss"].item())
+    assert losses[0] == losses[1]
+    model.eval()
+    assert torch.equal(model.outputs(one["signal"]), model.outputs(other["signal"]))
+    other["signal"][:, 1] += 5 * torch.randn(500)
+    assert not torch.equal(model.outputs(one["signal"]), model.outputs(other["signal"]))
+    for wrong in ([], ["V9"]):
+        with pytest.raises(CremaError, match="give one or more of the encoder's"):
+            Classifier(sit(), columns=COLUMNS, leads=wrong)
+
+
 def test_early_choice_averages_and_keeps_the_best():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))

@@ -11,6 +11,17 @@ import numpy as np
 from ..errors import CremaError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+# Subsets by their number of leads. 12, 6, 4, 3 and 2 are those of the PhysioNet/CinC Challenge 2021 (Reyna et al. 2021); 8 are the leads
+# from which the twelve follow; lead I alone, what a wrist-worn recorder shows, is our choice.
+SUBSETS = {
+    12: LEADS,
+    8: ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6"),
+    6: LEADS[:6],
+    4: ("I", "II", "III", "V2"),
+    3: ("I", "II", "V2"),
+    2: ("I", "II"),
+    1: ("I",),
+}
 _BY_KEY = {lead.upper(): i for i, lead in enumerate(LEADS)}
 
 

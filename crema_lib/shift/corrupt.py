@@ -17,23 +17,16 @@ import wfdb
 from scipy.signal import butter, sosfiltfilt
 
 from .. import paths
-from ..data.leads import LEADS
+from ..data.leads import LEADS, SUBSETS
 from ..data.prepare import condition
 from ..errors import CremaError
-from ..handcrafted import r_peaks
+from ..handcrafted.waves import r_peaks
 
 SNRS = (24.0, 18.0, 12.0, 6.0, 0.0, -6.0)  # dB, those of the Noise Stress Test Database
 NSTDB = {"bw": "baseline wander", "ma": "muscle artefact", "em": "electrode motion"}
 NOISES = (*NSTDB.values(), "powerline", "white")
 KINDS = (*NOISES, "gain", "low-pass", "high-pass", "sampling rate", "lost lead", "leads", "reversal", "length")  # of `conditions`
 RATE = 500  # Hz, of simulated noise
-SUBSETS = {
-    8: ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6"),
-    6: LEADS[:6],
-    3: ("I", "II", "V2"),
-    2: ("I", "II"),
-    1: ("I",),
-}
 # Cables exchanged: what each lead then shows, as (sign, lead). Einthoven's triangle with two corners swapped.
 REVERSALS = {
     "RA and LA": {"I": (-1, "I"), "II": (1, "III"), "III": (1, "II"), "aVR": (1, "aVL"), "aVL": (1, "aVR")},
@@ -267,7 +260,7 @@ def conditions(found, sizes, *, snrs=SNRS, seed=0):
     listed += [scale(factor) for factor in (0.5, 0.8, 1.25, 2.0)]
     listed += [narrow(edge) for edge in (25.0, 15.0, 10.0)] + [narrow(edge, "highpass") for edge in (1.0, 2.0)]
     listed += [resample(rate) for rate in (50, 25)]
-    listed += [lose_lead(lead) for lead in LEADS] + [keep_leads(leads) for leads in SUBSETS.values()]
+    listed += [lose_lead(lead) for lead in LEADS] + [keep_leads(SUBSETS[n]) for n in (8, 6, 3, 2, 1)]
     return listed + [reverse(name) for name in REVERSALS] + [shorten(seconds) for seconds in (5.0, 2.5)]
 
 
