@@ -6,11 +6,12 @@ import re
 import numpy as np
 import torch
 
-from . import handcrafted
 from .data import splits
 from .engine import Training
 from .errors import CremaError
 from .finetune import finetune, targets_of
+from .handcrafted import waves
+from .handcrafted.boosting import Boosting
 from .sit import SiT
 from .xresnet import XResNet1d
 
@@ -77,7 +78,7 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
 
 
 def boosting(p, store, *, workers=1, progress=True):
-    """Gradient boosting on the measurements of `handcrafted`, one ensemble a label, the number of trees chosen on fold 9.
+    """Gradient boosting on the measurements of `handcrafted.waves`, one ensemble a label, the number of trees chosen on fold 9.
 
     Returns:
         (columns, outputs): as `finetune.scores` would give them for fold 10, see `finetune.targets_of`. What was computed for the same
@@ -88,9 +89,9 @@ def boosting(p, store, *, workers=1, progress=True):
     path = _folder(p, BOOSTING, p.seed) / f"{store.meta['sha256'][:16]}-{'-'.join(heads)}.npy"
     if path.is_file():
         return columns, np.load(path)
-    values, _ = handcrafted.features(store, workers=workers, progress=progress)
+    values, _ = waves.features(store, workers=workers, progress=progress)
     train, valid, test = splits.parts(store.table)
-    trees = handcrafted.Boosting(seed=p.seed).fit(values[train], targets[train], (values[valid], targets[valid]), progress=progress)
+    trees = Boosting(seed=p.seed).fit(values[train], targets[train], (values[valid], targets[valid]), progress=progress)
     outputs = trees.scores(values[test])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, outputs)

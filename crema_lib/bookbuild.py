@@ -118,6 +118,8 @@ def run_chapters(picked, executed, values, jobs):
     Raises:
         CremaError: see `run_chapter`; the chapters that still run are stopped.
     """
+    import papermill  # noqa: F401 - here once, and not in each of the processes below
+
     waiting, running, ahead = list(picked), {}, {path.name for path in picked}
     needed = {path: needs(path) for path in picked}
     try:

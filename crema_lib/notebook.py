@@ -2,6 +2,7 @@
 
 import ast
 import random
+import re
 import sys
 import time
 import zlib
@@ -182,11 +183,18 @@ def record(p, metrics, store, **extra):
 
 
 def table(frame, caption, decimals=3):
-    """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash."""
+    """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash.
+
+    The ends of an interval, `x_low` and `x_high`, are headed "x, low" and "x, high"; short texts are not broken.
+    """
+    frame = frame.rename(columns=lambda name: re.sub(r"_(low|high)$", r", \1", str(name)))
     style = frame.style.hide(axis="index").format(precision=decimals, na_rep="–").set_caption(caption)
     numbers = frame.select_dtypes("number").columns
-    right = {column: [{"selector": "th, td", "props": "text-align: right"}] for column in numbers}
-    return style.set_table_styles(right).set_uuid(f"{zlib.crc32(caption.encode()):08x}")
+    props = {column: "text-align: right" for column in numbers}
+    short = [column for column in frame.columns.difference(numbers) if frame[column].astype(str).str.len().max() <= 24]
+    props |= dict.fromkeys(short, "white-space: nowrap")
+    style = style.set_table_styles({column: [{"selector": "th, td", "props": text}] for column, text in props.items()})
+    return style.set_uuid(f"{zlib.crc32(caption.encode()):08x}")
 
 
 def _versions(device):

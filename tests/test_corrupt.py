@@ -9,7 +9,7 @@ from crema_lib.data.leads import LEADS
 from crema_lib.data.simulate import simulated_store
 from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
-from crema_lib.handcrafted import r_peaks
+from crema_lib.handcrafted.waves import r_peaks
 from crema_lib.params import SHIFTS
 from crema_lib.shift import corrupt
 from crema_lib.sit import SiT

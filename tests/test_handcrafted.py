@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from crema_lib import handcrafted
 from crema_lib.data import labels
 from crema_lib.data.leads import LEADS
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
-from crema_lib.handcrafted import Boosting, measure
+from crema_lib.handcrafted import boosting, waves
+from crema_lib.handcrafted.boosting import Boosting
+from crema_lib.handcrafted.waves import measure
+from crema_lib.metrics import auroc, macro
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,13 @@ def test_durations_follow_the_heart():
 
 def test_rhythm_equals_neurokit(store):
     signals = store.signals[:40] * np.float32(0.001)
-    peaks = [found for found in handcrafted.r_peaks(signals, 100) if len(found) > 4]
+    peaks = [found for found in waves.r_peaks(signals, 100) if len(found) > 4]
     assert len(peaks) > 35
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = [handcrafted._neurokit().hrv_time(found, sampling_rate=100).iloc[0] for found in peaks[:8]]
+        theirs = [waves._neurokit().hrv_time(found, sampling_rate=100).iloc[0] for found in peaks[:8]]
     for found, reference in zip(peaks, theirs, strict=False):
-        ours = handcrafted.rhythm(found, 100)
+        ours = waves.rhythm(found, 100)
         assert 1000 * ours["rr"] == pytest.approx(reference["HRV_MeanNN"])
         assert 1000 * ours["sdnn"] == pytest.approx(reference["HRV_SDNN"])
         assert 1000 * ours["rmssd"] == pytest.approx(reference["HRV_RMSSD"])
@@ -104,7 +106,7 @@ def test_sample_entropy_by_counting():
         if a >= 5:
             best = -np.log(a / b) + np.log(2 * r) - np.log(rr.mean())
             break
-    assert handcrafted.rhythm(np.round(np.cumsum([0, *rr]) * 1e6).astype(int), 1e6)["cosen"] == pytest.approx(best, abs=1e-3)
+    assert waves.rhythm(np.round(np.cumsum([0, *rr]) * 1e6).astype(int), 1e6)["cosen"] == pytest.approx(best, abs=1e-3)
 
 
 def test_irregular_rhythm_and_extra_beats_stand_out():
@@ -161,7 +163,7 @@ def test_signals_of_another_shape():
 
 
 def test_measurements_tell_simulated_findings(store):
-    values, names = handcrafted.features(store)
+    values, names = waves.features(store)
     column = dict(zip(names, values.T, strict=True))
     targets, codes, _ = labels.matrix(store.table, "all")
     told = dict(zip(codes, targets.T.astype(bool), strict=True))
@@ -172,13 +174,20 @@ def test_measurements_tell_simulated_findings(store):
 def test_a_store_in_chunks(store, monkeypatch):
     rows = np.array([7, 149, 3, 80])
     direct, names = measure(store.signals[rows] * np.float32(0.001), 100, store.lead_mask[rows])
-    values, same = handcrafted.features(store, rows)
+    values, same = waves.features(store, rows)
     assert names == same
     np.testing.assert_array_equal(values, direct)
-    monkeypatch.setattr(handcrafted, "CHUNK", 2)
-    np.testing.assert_allclose(handcrafted.features(store, rows, workers=2)[0], values, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(waves, "CHUNK", 2)
+    np.testing.assert_allclose(waves.features(store, rows, workers=2)[0], values, rtol=1e-4, atol=1e-5)
     with pytest.raises(CremaError, match="no recording"):
-        handcrafted.features(store, [])
+        waves.features(store, [])
+
+
+def test_heart_rate_is_the_measured_one(store):
+    values, names = waves.features(store, rows := [5, 31, 2])
+    np.testing.assert_allclose(waves.rate(store, rows), values[:, names.index("rhythm.rate")], rtol=1e-6)
+    with pytest.raises(CremaError, match="no recording was given to count"):
+        waves.rate(store, [])
 
 
 def problem(n=600, seed=0):
@@ -193,7 +202,7 @@ def test_boosting_learns_what_is_there():
     model = Boosting(30).fit(x, y)
     p = model.scores(problem(seed=1)[0])
     assert p.shape == (600, 2) and p.min() > 0 and p.max() < 1
-    assert (handcrafted.auroc(problem(seed=1)[1], p) > 0.85).all()
+    assert (auroc(problem(seed=1)[1], p) > 0.85).all()
     np.testing.assert_array_equal(p, Boosting(30).fit(x, y).scores(problem(seed=1)[0]))
 
 
@@ -226,12 +235,12 @@ def test_the_number_of_trees_is_chosen_on_the_validation_records():
     assert model.trees == best["trees"] < 60
     shorter = Boosting(model.trees, min_samples_leaf=3, l2_regularization=0.0).fit(x, y)
     np.testing.assert_allclose(model.scores(x), shorter.scores(x), atol=1e-6)
-    np.testing.assert_allclose(best["valid"], handcrafted.macro(handcrafted.auroc(valid[1], model.scores(valid[0])))[0], atol=1e-9)
+    np.testing.assert_allclose(best["valid"], macro(auroc(valid[1], model.scores(valid[0])))[0], atol=1e-9)
     theirs = HistGradientBoostingClassifier(
         max_iter=model.trees,
         early_stopping=False,
         random_state=0,
-        **(handcrafted.OPTIONS | {"min_samples_leaf": 3, "l2_regularization": 0.0}),
+        **(boosting.OPTIONS | {"min_samples_leaf": 3, "l2_regularization": 0.0}),
     ).fit(x, y[:, 1])
     np.testing.assert_allclose(model.scores(x)[:, 1], theirs.predict_proba(x)[:, 1], atol=1e-6)
     with pytest.raises(CremaError, match="nothing can be chosen"):

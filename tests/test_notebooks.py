@@ -242,11 +242,14 @@ def test_the_model_of_the_chapter_before_or_what_stands_in(project, capsys):
 
 
 def test_table_shows_caption_and_dashes_and_no_index():
-    html = notebook.table(pd.DataFrame({"model": ["a", "b"], "AUROC": [0.87654, None]}), "What came out").to_html()
+    frame = pd.DataFrame({"model": ["a", "b"], "AUROC": [0.87654, None], "AUROC_low": [0.8, 0.7], "remark": ["x" * 25, ""]})
+    html = notebook.table(frame, "What came out").to_html()
     assert "What came out" in html
     assert "0.877" in html
     assert "–" in html
     assert "row_heading" not in html
+    assert "AUROC, low" in html and "AUROC_low" not in html
+    assert re.findall(r"td\.(col\d) \{\s*white-space: nowrap", html) == ["col0"], "a short text is not broken, a long one may be"
 
 
 def test_the_colab_cell_installs_without_touching_torch_and_numpy(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""The classical baseline: measurements that a cardiologist would name, and gradient boosting on top of them.
+"""Measurements that a cardiologist would name, of the rhythm and of the median beat.
 
 R peaks come from NeuroKit2 (Makowski et al. 2021, doi:10.3758/s13428-020-01516-y). Everything else is read off the rhythm and off the
-median beat of the dominant kind, as electrocardiographs do. What cannot be measured is NaN, which the trees take as it is.
+median beat of the dominant kind, as electrocardiographs do. What cannot be measured is NaN.
 
 A feature is named `GROUP.NAME`, or `LEAD.NAME` where every lead has one. Units: mV, s, mV s, degrees, beats a minute; else shares, ratios.
 """
@@ -9,19 +9,15 @@ A feature is named `GROUP.NAME`, or `LEAD.NAME` where every lead has one. Units:
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
-from itertools import islice
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.signal import butter, sosfiltfilt
-from scipy.special import expit
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from tqdm import tqdm
 
-from .data.leads import LEADS
-from .data.store import MV_PER_STEP, EcgStore
-from .errors import CremaError
-from .metrics import auroc, macro
+from ..data.leads import LEADS
+from ..data.store import MV_PER_STEP, EcgStore
+from ..errors import CremaError
 
 CHUNK = 128  # records at a time
 BEFORE, AFTER = 0.36, 0.64  # s of a beat around its R peak
@@ -31,14 +27,6 @@ FREE = [0, 1, 6, 7, 8, 9, 10, 11]  # I, II, V1-V6: the other limb leads are sums
 QUIET = 0.08  # of the peak spatial velocity: slower is outside the QRS complex
 FLAT = 0.005  # mV, deviation below which a lead holds no ECG
 ALIKE = 0.85  # correlation from which a beat is of the dominant kind
-OPTIONS = {
-    "learning_rate": 0.1,
-    "max_leaf_nodes": 8,
-    "min_samples_leaf": 20,
-    "l2_regularization": 10.0,
-    "max_features": 0.2,
-    "max_bins": 63,
-}
 RHYTHM = ("beats", "rate", "rr", "rr_median", "sdnn", "rmssd", "pnn50", "cv", "rmssd_ratio", "step_median", "cosen", "rr_shortest",
           "rr_longest", "early", "late", "alternation")  # fmt: skip
 BEATS = ("alike", "likeness", "likeness_least", "other_size", "wide", "wide_most", "p_likeness", "p_likeness_least", "t_likeness")
@@ -377,85 +365,18 @@ def features(store, rows=None, *, workers=1, progress=False):
     return np.concatenate([values for values, _ in done]), done[0][1]
 
 
-class Boosting:
-    """Gradient-boosted trees on measurements, one ensemble a label: scikit-learn's histogram gradient boosting, made after LightGBM.
+def rate(store, rows):
+    """Heart rate of some records, beats a minute, float (rows,), from `r_peaks`; NaN with fewer than two beats.
 
-    A label that lacks a positive or a negative in training is not learned; `scores` says NaN.
+    The detector takes some 5 ms a record on one core, so two minutes for all of PTB-XL.
 
-    Args:
-        iterations: trees of an ensemble, at most. seed: of the choice of features, a share of them for each split.
-        regression: targets are numbers, not 0/1. options: of scikit-learn's estimator.
+    Raises:
+        CremaError: no row is given.
     """
-
-    def __init__(self, iterations=120, *, seed=0, regression=False, **options):
-        kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-        self.iterations, self.regression = iterations, regression
-        self.make = partial(kind, max_iter=iterations, early_stopping=False, random_state=seed, **(OPTIONS | options))
-
-    def fit(self, features, targets, valid=None, *, progress=False):
-        """Grow the trees; with `valid`, keep as many as serve the validation records best.
-
-        The number kept is one for all labels, that of the best macro AUROC (regression: the least mean absolute error): a label alone may
-        have a handful of validation positives.
-
-        Args:
-            features: float (records, features), NaN allowed. targets: (records, labels), NaN where a record is left out of a label.
-            valid: (features, targets) of other patients, or None to keep all trees.
-
-        Returns:
-            self, with `known`, bool (labels,); `trees`, the number kept; and `trail`, a list of dicts trees, valid.
-
-        Raises:
-            CremaError: shapes that do not fit, infinite measurements, or nothing to learn or to choose by.
-        """
-        features, targets = _fitting(features, targets)
-        self.models = []
-        for target in tqdm(targets.T, desc="boosting", unit="label", disable=not progress):
-            here = ~np.isnan(target)
-            learnable = here.any() if self.regression else (target == 1).any() and (target == 0).any()
-            self.models.append(self.make().fit(features[here], target[here]) if learnable else None)
-        self.known = np.array([model is not None for model in self.models])
-        if not self.known.any():
-            raise CremaError("no label has both a positive and a negative among the training records: nothing can be learned")
-        self.trees, self.trail = self.iterations, []
-        if valid is not None:
-            self._choose(*_fitting(*valid))
-        return self
-
-    def _choose(self, features, targets):
-        counts = np.unique(np.linspace(1, self.iterations, 31).round().astype(int))
-        reached = np.full((len(counts), len(self.models)), np.nan)
-        for label in np.flatnonzero(self.known):
-            here = ~np.isnan(targets[:, label])
-            if not here.any():
-                continue
-            tried = np.stack([said for k, said in enumerate(self._stages(label, features[here]), 1) if k in counts], axis=1)
-            wanted = np.repeat(targets[here, label, None], len(counts), axis=1)
-            reached[:, label] = -np.abs(tried - wanted).mean(0) if self.regression else auroc(wanted, tried)
-        values, _ = macro(reached)
-        if not np.isfinite(values).all():
-            raise CremaError("no label has a positive and a negative among both training and validation records: nothing can be chosen")
-        self.trees = int(counts[values.argmax()])
-        self.trail = [{"trees": int(k), "valid": float(v)} for k, v in zip(counts, values, strict=True)]
-
-    def _stages(self, label, features):
-        """What the first tree says, the first two, ...: numbers, or log odds; (records,) each."""
-        model = self.models[label]
-        return map(np.ravel, (model.staged_predict if self.regression else model.staged_decision_function)(features))
-
-    def scores(self, features):
-        """Probabilities (regression: numbers), float32 (records, labels); NaN for a label that was not learned."""
-        result = np.full((len(features), len(self.models)), np.nan, dtype=np.float32)
-        for label in np.flatnonzero(self.known):
-            said = next(islice(self._stages(label, features), self.trees - 1, None))
-            result[:, label] = said if self.regression else expit(said)
-        return result
-
-
-def _fitting(features, targets):
-    features, targets = np.asarray(features, dtype=np.float32), np.asarray(targets, dtype=np.float32)
-    if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or not len(features):
-        raise CremaError(f"measurements {features.shape} and targets {targets.shape} must be (records, features) and (records, labels)")
-    if np.isinf(features).any():
-        raise CremaError("measurements hold infinite values: only numbers and NaN can be used")
-    return features, targets
+    rows, valid, found = np.asarray(rows), store.table["valid"].to_numpy(), []
+    if not len(rows):
+        raise CremaError("no recording was given to count the heart rate of")
+    for block in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+        peaks = r_peaks(store.read(block).numpy(), store.fs)
+        found += [rhythm(p[p < end], store.fs)["rate"] for p, end in zip(peaks, valid[block], strict=True)]
+    return np.array(found)
