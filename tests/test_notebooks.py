@@ -52,6 +52,16 @@ def test_valid_and_clean(path):
 
 
 @each_chapter
+def test_defaults_are_those_of_the_quick_profile(path):
+    quick = params.load_profile("quick")
+    cell = next(cell for cell in code(path) if "parameters" in cell.metadata.get("tags", []))
+    declared = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert {name: value for name, value in declared.items() if name in quick and quick[name] != value} == {}, (
+        "a student who opens one chapter must meet the recordings and the model of the others"
+    )
+
+
+@each_chapter
 def test_opens_with_what_a_reader_wants_to_know(path):
     first, second = read(path).cells[:2]
     assert first.cell_type == "markdown"
