@@ -1,5 +1,6 @@
 """One list of dependencies in three files, one address of the repository, and the files that a fresh machine starts from."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -61,9 +62,12 @@ def test_imports_are_declared():
     """Every module that crema_lib imports comes with Python or is asked for."""
     modules = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "matplotlib_inline": "ipykernel", "IPython": "ipykernel"}
     asked = {canonicalize_name(entry.name) for entry in ASKED}
-    for path in (ROOT / "crema_lib").rglob("*.py"):
-        for module in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M):
-            if module not in sys.stdlib_module_names and module != "crema_lib":
+    for path in [*(ROOT / "crema_lib").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        found += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        for module in (name.partition(".")[0] for name in found):
+            if module not in sys.stdlib_module_names and module not in ("crema_lib", "benchmarks"):
                 name = canonicalize_name(modules.get(module, module))
                 assert name in asked, f"{path.name} imports {module}, which pyproject.toml does not ask for"
 
