@@ -7,8 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import __main__ as benchmarks
-from benchmarks import bound, reference
+from benchmarks import bound, reference, sections
 from crema_lib import cost
 from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Training
@@ -92,21 +91,19 @@ def test_shares_name_the_kernels():
     assert cost.shares(lambda: [norm(a) for _ in range(20)])["norm"] > 0.5
 
 
-def test_one_command_writes_a_record(tmp_path, capsys):
+def test_one_command_writes_a_record(tmp_path, python):
     out = tmp_path / "cpu.json"
-    sections, small = (
-        ["peak", "steps", "parts", "profile"],
-        ["--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1"],
-    )
-    benchmarks.main([*sections, "--device", "cpu", *small, "--records", "32", "--out", str(out)])
+    small = "--device cpu --size xs --sizes xs --rates 100 --steps 2 --rounds 1 --records 32".split()
+    done = python("-m", "benchmarks", "peak", "steps", "parts", "profile", *small, "--out", out)
+    assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     tasks = {row["task"] for row in record["metrics"]}
     assert {"pretraining step, 100 Hz", "embedding", "simulator", "fine-tuning, 71 labels", "input", "a step: matmul"} <= tasks
     assert all(row["value"] > 0 and math.isfinite(row["value"]) for row in record["metrics"] if not row["task"].startswith("a step"))
-    assert record["parameters"]["sizes"] == ["xs"] and "GFLOP an ECG" in capsys.readouterr().out
+    assert record["parameters"]["sizes"] == ["xs"] and "GFLOP an ECG" in done.stdout
 
 
 def test_an_unknown_section(capsys):
     with pytest.raises(SystemExit):
-        benchmarks.main(["peek"])
+        sections.main(["peek"])
     assert "unknown section peek: known are peak, compare" in capsys.readouterr().err

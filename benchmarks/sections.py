@@ -217,7 +217,3 @@ def main(argv=None):
             data={"name": "simulated", "records": len(store), "sha256": store.meta["sha256"]},
             extra={"threads": torch.get_num_threads(), "precision": bench.precision},
         )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
