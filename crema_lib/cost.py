@@ -1,9 +1,12 @@
 """What a step costs: floating-point operations, the machine's own peak, seconds measured side by side, and where the time goes."""
 
 import functools
+import re
 import resource
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -133,7 +136,16 @@ def shares(run, device="cpu"):
 
 
 def peak_memory(device="cpu"):
-    """Largest memory so far, bytes: of the device's allocator on a GPU, of the whole process on the CPU."""
+    """Largest memory so far, bytes: of the device's allocator on a GPU, of the whole process on the CPU.
+
+    Linux's own high-water mark comes first: `getrusage` hands a new process the mark of the one that started it.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        marks = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        marks = None
+    if marks:
+        return 1024 * int(marks[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

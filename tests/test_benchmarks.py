@@ -107,3 +107,10 @@ def test_an_unknown_section(capsys):
     with pytest.raises(SystemExit):
         sections.main(["peek"])
     assert "unknown section peek: known are peak, compare" in capsys.readouterr().err
+
+
+def test_peak_memory_is_the_process_own(python):
+    held = bytearray(b"1") * 2_000_000_000  # what this process holds at its peak is not the other's
+    found = python("-c", "from crema_lib import cost; print(cost.peak_memory())")
+    before = cost.peak_memory()
+    assert before >= len(held) > int(found.stdout) > 0, found.stderr
