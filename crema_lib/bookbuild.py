@@ -4,20 +4,19 @@ book/NN_x.ipynb ── papermill, parameters ──▶ BUILD/executed/PROFILE/bo
 book/*.md, pictures, references ─────────────────────────────────────────────────────┴▶ BUILD/src ── jupyter-book ──▶ BUILD/html
 """
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
 import yaml
 
-from . import params
+from . import kernels, params
 from .errors import CremaError
 from .notebook import parameter_names
 from .paths import home, resolve
@@ -110,7 +109,7 @@ def needs(path):
 
 
 def run_chapters(picked, executed, values, jobs):
-    """Run chapters, each in a process of its own, up to `jobs` at a time, and none before those of them that it needs.
+    """Run chapters, each in a kernel of its own, up to `jobs` at a time, and none before those of them that it needs.
 
     Args:
         picked: paths. executed: folder for the results. values: of the parameters. jobs: the cores are shared out among them.
@@ -118,50 +117,31 @@ def run_chapters(picked, executed, values, jobs):
     Raises:
         CremaError: see `run_chapter`; the chapters that still run are stopped.
     """
-    import papermill  # noqa: F401 - here once, and not in each of the processes below
-
     waiting, running, ahead = list(picked), {}, {path.name for path in picked}
     needed = {path: needs(path) for path in picked}
-    try:
-        while waiting or running:
-            ready = [path for path in waiting if not needed[path] & ahead] or waiting[: not running]
-            started = ready[: jobs - len(running)]
-            threads = max(1, (os.cpu_count() or 1) // max(1, len(running) + len(started)))
-            for path in started:
-                waiting.remove(path)
-                mine, its = multiprocessing.Pipe(duplex=False)
-                process = multiprocessing.Process(
-                    target=_run_apart, args=(its, {"OMP_NUM_THREADS": str(threads)}, path, executed / path, values)
-                )
-                process.start()
-                its.close()
-                running[mine] = path, process
-            for connection in multiprocessing.connection.wait(list(running)):
-                path, process = running.pop(connection)
-                try:
-                    result = connection.recv()
-                except EOFError:
-                    result = CremaError(f"chapter {path.stem} failed: its process was killed (as far as it came: {executed / path})")
-                process.join()
-                if isinstance(result, CremaError):
-                    raise result
-                ahead.discard(path.name)
-                print(f"  {path.stem:<28} {result:6.1f} s", flush=True)
-    finally:
-        for _, process in running.values():
-            process.terminate()  # its kernel notices that and ends
+    jobs = max(1, min(jobs, len(picked)))
+    manager = kernels.warm_up(max(1, (os.cpu_count() or 1) // jobs))
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                ready = [path for path in waiting if not needed[path] & ahead] or waiting[: not running]
+                for path in ready[: jobs - len(running)]:
+                    waiting.remove(path)
+                    running[pool.submit(run_chapter, path, executed / path, values, manager)] = path
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    path = running.pop(done)
+                    print(f"  {path.stem:<28} {done.result():6.1f} s", flush=True)
+                    ahead.discard(path.name)
+        finally:
+            if running:
+                kernels.stop()
 
 
-def _run_apart(connection, environment, *chapter):
-    os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
-    try:
-        connection.send(run_chapter(*chapter))
-    except CremaError as error:
-        connection.send(error)
-
-
-def run_chapter(source, target, values):
+def run_chapter(source, target, values, manager=None):
     """Run one notebook through papermill into `target`, with those of the values that it declares; returns the seconds it took.
+
+    Args:
+        manager: class of kernel manager, see `kernels`; Jupyter's own if not given.
 
     Raises:
         CremaError: the chapter failed; `target` holds it as far as it came.
@@ -179,6 +159,7 @@ def run_chapter(source, target, values):
             kernel_name="python3",
             progress_bar=False,
             extra_arguments=["--log-level=50"],  # the kernel says on stderr what is of no use to a reader
+            **({"kernel_manager_class": manager} if manager else {}),
         )
     except papermill.PapermillExecutionError as error:
         lines = [line for entry in error.traceback for line in _ANSI.sub("", entry).splitlines() if line.strip()]

@@ -196,8 +196,8 @@ while not Path("{other}").exists():
     bookbuild.build("quick", render_pages=False, jobs=2)
     said = capsys.readouterr().out
     assert said.index("01_one") < said.index("03_three") < said.index("all chapters") and "02_two" in said
-    write_chapter(project / "book" / "02_two.ipynb", "import os\n\nos.kill(os.getppid(), 9)")
-    with pytest.raises(CremaError, match="chapter 02_two failed: its process was killed"):
+    write_chapter(project / "book" / "02_two.ipynb", "import os\n\nos.kill(os.getpid(), 9)")
+    with pytest.raises(CremaError, match="chapter 02_two failed: Kernel died"):
         bookbuild.build("quick", only=["02"], render_pages=False, jobs=2)
 
 

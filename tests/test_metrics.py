@@ -272,15 +272,16 @@ def test_the_basic_interval_of_rare_auprc_covers_better():
         targets = rng.random((n, 6)) < 0.01
         return targets, 1.5 * targets + rng.normal(size=targets.shape)
 
-    truth, hits = metrics.auprc(*draw(200_000, 999)).mean(), {True: 0, False: 0}
+    truth, hits = metrics.auprc(*draw(200_000, 999)).mean(), {True: 0, False: 0, "around": 0}
     for seed in range(50):
         targets, scores = draw(500, seed)
         value = metrics.macro(metrics.auprc(targets, scores))[0]
         resampled = metrics.macro(metrics.auprc(targets, scores, metrics.patient_counts(np.arange(500), 150, seed)))[0]
-        for reflect in hits:
+        for reflect in (True, False):
             found = metrics.interval(value, resampled, reflect=reflect)
             hits[reflect] += found.low <= truth <= found.high
-    assert hits[True] >= 40 > hits[False] + 10, "of 50"
+        hits["around"] += found.low - resampled.mean() <= truth - value <= found.high - resampled.mean()
+    assert hits[True] >= 40 > hits[False] + 10 and hits[True] > hits["around"] > hits[False], "of 50"
 
 
 def test_p_values_are_uniform_without_a_difference_and_small_with_one():

@@ -121,18 +121,29 @@ def test_the_hospital_is_found_where_it_is_told():
     targets = (group[:, None] == list("ABC")).astype(np.float32)
     train = rows[0][4:]
     probe, _ = fit_probe((told[train], targets[train]), (told[rows[1]], targets[rows[1]]))
-    expected = balanced_accuracy_score(group[test], np.array(list("ABC"))[probe.scores(told[test]).argmax(1)])
+    expected = balanced_accuracy_score(group[test], np.array(list("ABC"))[(probe.scores(told[test]) / targets[train].mean(0)).argmax(1)])
     assert found["balanced accuracy"].macro("told").value == pytest.approx(expected)
     assert expected > 0.8 and found["balanced accuracy"].macro("noise").value < 0.55
 
 
+def test_a_rare_hospital_is_decided_for_by_what_its_features_tell():
+    """Nine of ten recordings are of A: a probability above one half is rare for B, one above its share is not."""
+    rng = np.random.default_rng(1)
+    group = np.where(rng.random(600) < 0.9, "A", "B")
+    told = ((group == "B")[:, None] + rng.normal(size=(600, 1))).astype(np.float32)
+    found = space.which_group({"told": told}, group, np.split(np.arange(600), [300, 400]), np.arange(600), n=50)["balanced accuracy"]
+    shares = dict(zip(found.names, found.per_label["told"], strict=True))
+    assert shares["B"] > 0.5 and shares["A"] > 0.5, "half a deviation is told on both sides"
+
+
 def test_hospitals_that_cannot_be_asked_for():
     told, _, group, rows, patient = hospitals()
-    gone = np.where(np.isin(np.arange(300), rows[2]), "", group)
+    gone = lambda part: np.where(np.isin(np.arange(300), rows[part]), "", group)  # noqa: E731
     for arguments, sentence in (
         ((group[1:], rows, patient), "told has 300 records, but there are 299 groups and 300 patients"),
-        ((np.where(group == "A", "A", ""), rows, patient), "1 groups have 10 or more training records"),
-        ((gone, rows, patient), "no test record is in one of the groups A, B, C"),
+        ((np.where(group == "A", "A", ""), rows, patient), "1 groups have 10 or more training and test records"),
+        ((gone(2), rows, patient), "0 groups have 10 or more training and test records"),
+        ((gone(1), rows, patient), "no validation record is in one of the groups A, B, C"),
         ((group, rows, patient % 225), "patients are among both training and test records"),
     ):
         with pytest.raises(CremaError, match=sentence):

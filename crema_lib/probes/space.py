@@ -148,12 +148,12 @@ def which_group(arms, groups, rows, patients, *, least=FEW, n=1000, seed=0, devi
         arms: dict name -> float (records, features), or (fit, features) for another probe than `fit_probe`, see `probe_task`.
         groups: str (records,), '' unknown.
         rows: (train, valid, test) row numbers, see `splits.parts`. patients: (records,), different for different sources.
-        least: groups with fewer training records are left out with their records. n: resamples of patients.
+        least: groups with fewer training records, or fewer test records, are left out with their records. n: resamples of patients.
 
     Returns:
         dict "AUROC" and "balanced accuracy" -> `Comparison`. The first is one against the rest for each group; the second holds the
-        share of each group that gets the highest score for it, its macro average is the balanced accuracy, of which chance has
-        1 / groups.
+        share of each group whose probability rises most over its share of the training records (what decides best where groups
+        count alike, whatever their size); its macro average is the balanced accuracy, of which chance has 1 / groups.
 
     Raises:
         CremaError: shapes that do not fit, fewer than two groups, a part without a record, or a patient on two sides.
@@ -163,14 +163,14 @@ def which_group(arms, groups, rows, patients, *, least=FEW, n=1000, seed=0, devi
     for name, (_, x) in arms.items():
         if not len(x) == len(groups) == len(patients):
             raise CremaError(f"{name} has {len(x)} records, but there are {len(groups)} groups and {len(patients)} patients")
-    names, count = np.unique(groups[rows[0]], return_counts=True)
-    names = names[(count >= least) & (names != "")]
+    common = [set(names[count >= least]) - {""} for names, count in (np.unique(groups[rows[i]], return_counts=True) for i in (0, 2))]
+    names = np.array(sorted(set.intersection(*common)))
     if len(names) < 2:
-        raise CremaError(f"{len(names)} groups have {least} or more training records: at least two are needed")
+        raise CremaError(f"{len(names)} groups have {least} or more training and test records: at least two are needed")
     train, valid, test = (np.asarray(part)[np.isin(groups[part], names)] for part in rows)
+    if not len(valid):
+        raise CremaError(f"no validation record is in one of the groups {', '.join(names)}")
     for part, name in ((valid, "validation"), (test, "test")):
-        if not len(part):
-            raise CremaError(f"no {name} record is in one of the groups {', '.join(names)}")
         if shared := len(np.intersect1d(patients[train], patients[part])):
             raise CremaError(f"{shared} patients are among both training and {name} records: split by patient")
     targets = (groups[:, None] == names).astype(np.float32)
@@ -179,7 +179,7 @@ def which_group(arms, groups, rows, patients, *, least=FEW, n=1000, seed=0, devi
         check_finite(x[test], "test")
         probe, _ = fit((x[train], targets[train]), (x[valid], targets[valid]), device=device)
         scores[name] = probe.scores(x[test])
-        decisions[name] = np.eye(len(names))[scores[name].argmax(1)]
+        decisions[name] = np.eye(len(names))[(scores[name] / targets[train].mean(0)).argmax(1)]
     options = {"patients": patients[test], "names": names, "n": n, "seed": seed}
     return {
         "AUROC": compare(targets[test], scores, **options),
