@@ -22,3 +22,9 @@ def resolve(path):
     """An absolute path as it is; a relative one from the project folder."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else home() / path
+
+
+def fetched(name, given=""):
+    """Folder of a data set's own files: the one that is given, else where `data fetch` puts it, None where nothing is there."""
+    folder = data_home() / name
+    return resolve(given) if given else folder if folder.is_dir() else None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.signal import welch
 
+from crema_lib import paths
 from crema_lib.data.leads import LEADS
 from crema_lib.data.simulate import simulated_store
 from crema_lib.embeddings import embed_store
@@ -201,10 +202,10 @@ def test_what_a_stated_ratio_becomes_in_the_filter(found):
 
 def test_the_folder_of_noise_is_the_given_one_or_the_fetched_one(tmp_path, monkeypatch):
     monkeypatch.setenv("CREMA_DATA", str(tmp_path))
-    assert corrupt.noise_folder() is None
+    assert paths.fetched("nstdb") is None
     (tmp_path / "nstdb").mkdir()
-    assert corrupt.noise_folder("") == tmp_path / "nstdb"
-    assert corrupt.noise_folder(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert paths.fetched("nstdb", "") == tmp_path / "nstdb"
+    assert paths.fetched("nstdb", str(tmp_path / "mine")) == tmp_path / "mine"
 
 
 def test_what_cannot_be_done_is_said(store, sizes, found):

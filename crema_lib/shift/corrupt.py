@@ -16,7 +16,6 @@ import torch
 import wfdb
 from scipy.signal import butter, sosfiltfilt
 
-from .. import paths
 from ..data.leads import LEADS, SUBSETS
 from ..data.prepare import condition
 from ..errors import CremaError
@@ -74,12 +73,6 @@ class Noise:
         if not power.all():
             raise CremaError("a noise recording has a silent channel: it cannot be scaled to a signal-to-noise ratio")
         return cls(condition(channels, fs, fs_out=fs_out, band=band), power, recorded)
-
-
-def noise_folder(given=""):
-    """Folder of noise recordings: the one that is given, else the fetched `nstdb`, else None."""
-    fetched = paths.data_home() / "nstdb"
-    return paths.resolve(given) if given else fetched if fetched.is_dir() else None
 
 
 def noises(folder=None, *, fs=100, band=(0.5, 40.0), seed=0):
