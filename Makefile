@@ -3,6 +3,7 @@ VENV    ?= .venv
 PYTHON  ?= python3
 PROFILE ?= quick
 ARGS    ?=
+WORKERS ?= 2
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
@@ -14,13 +15,13 @@ help:
 	@echo "make test    install what is missing, run the whole test suite      (ARGS='-k params' picks some)"
 	@echo "make lint    ruff: errors and formatting"
 	@echo "make clean   remove _build and _runs; make distclean removes $(VENV) as well"
-	@echo "variables: PROFILE=quick  VENV=.venv  PYTHON=python3  ARGS="
+	@echo "variables: PROFILE=quick  VENV=.venv  PYTHON=python3  WORKERS=2 (of pytest)  ARGS="
 
 book: $(VENV)/.book-installed
 	$(BIN)/python -m crema_lib book --profile $(PROFILE) $(ARGS)
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
 
-Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), steps (sizes and sampling rates),
-parts (everything else), profile (where a step's time goes). Offline: recordings are simulated.
+Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), compiled (whether torch.compile
+pays), steps (sizes and sampling rates), parts (everything else), profile (where a step's time goes). Offline: recordings are simulated.
 """
 
 import argparse
@@ -66,10 +66,10 @@ class Bench:
         torch.manual_seed(0)
         return build("cr_mae", SiT.of_size(size, fs=fs, patch=PATCH[fs])).to(self.device)
 
-    def ours(self, size, fs=100):
+    def ours(self, size, fs=100, compiled=False):
         """Durations of steps of `engine.fit`, s."""
         o, store = self.options, self.store(fs)
-        training = Training(batch_size=self.batch(size), precision=self.precision, device=self.device, compile=o.compile)
+        training = Training(batch_size=self.batch(size), precision=self.precision, device=self.device, compile=compiled or o.compile)
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             return cost.step_seconds(self.objective(size, fs), store, range(len(store)), training, out, o.steps)
 
@@ -100,6 +100,14 @@ def compare(bench):
         bench.add("ECG/s", SIDE, name, median_of([batch / s for s in found]), o.rounds)
     for other in ("reference", "by hand"):
         bench.add(f"times the speed of: {other}", SIDE, "this book", cost.speed_ratio(seconds, "this book", other), o.rounds)
+
+
+def compiled(bench):
+    """This loop as it is beside the same one through torch.compile, in turns; compilation itself is not counted."""
+    size, rounds = bench.options.size, bench.options.rounds
+    loops = {"this book": functools.partial(bench.ours, size), "compiled": functools.partial(bench.ours, size, compiled=True)}
+    seconds = cost.in_turns(loops, rounds)
+    bench.add("times the speed of: this book", "torch.compile", "compiled", cost.speed_ratio(seconds, "compiled", "this book"), rounds)
 
 
 def one_step(options, folder, size, fs):
@@ -183,7 +191,7 @@ def profile(bench):
     bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
 
 
-SECTIONS = {"peak": peak, "compare": compare, "steps": steps, "parts": parts, "profile": profile}
+SECTIONS = {"peak": peak, "compare": compare, "compiled": compiled, "steps": steps, "parts": parts, "profile": profile}
 
 
 def main(argv=None):

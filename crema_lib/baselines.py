@@ -41,15 +41,16 @@ def new_encoder(arm, checkpoint, *, seed=0, drop_path=0.0):
     raise CremaError(f"unknown network {arm!r}: known are {', '.join(ARMS)}")
 
 
-def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=True):
-    """Train one arm as the parameters say, on folds 1 to 8 or some rows of them.
+def train(arm, p, store, checkpoint, *, seed=0, rows=None, leads=None, name="", progress=True):
+    """Train one arm as the parameters say, on folds 1 to 8 or some rows of them, with all leads or some.
 
     The convolutional network keeps the recipe of its benchmark: crops of 2.5 s and a high learning rate. A pretrained SiT starts with a
     linear probe as head and lower learning rates in early layers; in the one from scratch there is nothing to protect, and both would
     hold it back. Labels, augmentations, averaging and choice are the same for all.
 
     Args:
-        p: namespace of the chapter's parameters. name: added to the folder's name, for a run on some rows.
+        p: namespace of the chapter's parameters. leads: names of those that are shown, in training and later, for a SiT.
+            name: added to the folder's name, for a run on some rows or leads.
 
     Returns:
         (model, log): see `finetune.finetune`. A finished run in `p.run_dir/finetune` is read.
@@ -69,6 +70,7 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, name="", progress=Tru
         checkpoint_every=200,
     )
     options = {"crop": p.cnn_crop} if cnn else {"crop": p.crop, "token_drop": p.token_drop, "readout": p.readout, "dropout": 0.0}
+    options |= {"leads": leads} if leads else {}
     if arm in (PRETRAINED, PARTLY):
         options |= {"probe_first": True, "layer_decay": p.layer_decay, "blocks": 2 if arm == PARTLY else None}
     return finetune(

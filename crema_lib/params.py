@@ -35,6 +35,8 @@ class Parameter:
 
 SHIFTS = ("baseline wander", "muscle artefact", "electrode motion", "powerline", "white", "gain", "low-pass", "high-pass", "sampling rate",
           "lost lead", "leads", "reversal", "length")  # fmt: skip
+OBJECTIVES = ("cr_mae", "mae", "st_mem", "simclr", "vicreg", "cmsc", "w2v_cmsc_rlm", "jepa")
+LEADS = ("12", "8", "6", "4", "3", "2", "1")  # numbers of leads with a subset of their own, see `data.leads.SUBSETS`
 SCHEMA = {
     p.name: p
     for p in (
@@ -49,12 +51,10 @@ SCHEMA = {
         Parameter("depth", int, "transformer blocks, 0 for as the size says", 0, 64),
         Parameter("patch", int, "length of a token, samples", 1, 1000),
         Parameter("stem", str, "how samples become tokens", choices=("patch", "conv")),
-        Parameter(
-            "objective",
-            str,
-            "pretraining objective",
-            choices=("cr_mae", "mae", "st_mem", "simclr", "vicreg", "cmsc", "w2v_cmsc_rlm", "jepa"),
-        ),
+        Parameter("objective", str, "pretraining objective", choices=OBJECTIVES),
+        Parameter("objectives", list, "pretraining objectives to compare", choices=OBJECTIVES),
+        Parameter("objective_epochs", int, "passes over the training records of each objective that is compared", 1, 100_000),
+        Parameter("ablations", list, "changes to CR-MAE, each NAME=VALUE, several at once joined by +", empty=True),
         Parameter("mask_ratio", float, "share of tokens that is hidden", 0.05, 0.95),
         Parameter("contrast_weight", float, "lambda, the weight of the contrastive regulariser", 0, 100),
         Parameter("regulariser", str, "what CR-MAE adds to its reconstruction", choices=("infonce", "vicreg", "uniformity", "cmsc")),
@@ -69,6 +69,7 @@ SCHEMA = {
         Parameter("precision", str, "mixed precision", choices=("no", "bf16", "fp16")),
         Parameter("accumulate", int, "parts that a batch is computed in, where memory is short", 1, 4096),
         Parameter("recompute", bool, "compute activations a second time in the backward pass, where memory is short"),
+        Parameter("shard", bool, "share weights, gradients and optimiser states among several processes, where memory is short"),
         Parameter("compile", bool, "torch.compile the objective: pays in runs of many minutes"),
         Parameter("checkpoint", str, "folder of a pretrained model, '' for what the pretraining chapter made"),
         Parameter("checkpoints", list, "further pretrained models, each NAME=FOLDER", empty=True),
@@ -78,6 +79,8 @@ SCHEMA = {
         Parameter("fractions", list, "labelled training recordings, per cent", choices=("1", "2", "5", "10", "25", "50", "100")),
         Parameter("draws", int, "how often each fraction is drawn", 1, 100),
         Parameter("models", list, "what is trained on a fraction", choices=("probe", "finetune")),
+        Parameter("lead_counts", list, "numbers of leads that frozen encoders are shown", choices=LEADS),
+        Parameter("tuned_leads", list, "numbers of leads that networks are fine-tuned on", choices=LEADS, empty=True),
         Parameter("heads", list, "what one network learns", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex", "age")),
         Parameter(
             "networks",
@@ -110,6 +113,7 @@ SCHEMA = {
         Parameter("map_neighbours", int, "neighbours of a record that shape a map", 2, 500),
         Parameter("map_seeds", int, "maps with seeds 0, 1, ... that are held against each other", 2, 20),
         Parameter("shift_task", str, "label set to judge controlled shifts on", choices=("super", "all", "shared")),
+        Parameter("wave_folder", str, "folder of LUDB with its marks of waves, '' for the fetched ludb, else no errors by wave"),
         Parameter("noise_folder", str, "folder of noise recordings, '' for the fetched nstdb, else simulated ones"),
         Parameter("snrs", list, "signal-to-noise ratios, dB", choices=("24", "18", "12", "6", "0", "-6")),
         Parameter("conditions", list, "kinds of controlled shift", choices=SHIFTS),

@@ -15,7 +15,7 @@ from .sit import SiT
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "contrast_weight",
     "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
-    "accumulate", "recompute", "compile", "device",
+    "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OPTIONS = ("mask_ratio", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise")
 

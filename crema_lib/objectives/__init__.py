@@ -29,6 +29,16 @@ OBJECTIVES = {
     "w2v_cmsc_rlm": W2VCMSCRLM,
     "jepa": JEPA,
 }
+TITLES = {
+    "cr_mae": "CR-MAE",
+    "mae": "MAE",
+    "st_mem": "ST-MEM",
+    "simclr": "SimCLR",
+    "vicreg": "VICReg",
+    "cmsc": "CMSC",
+    "w2v_cmsc_rlm": "W2V+CMSC+RLM",
+    "jepa": "JEPA",
+}
 
 
 def options(name):
@@ -71,5 +81,6 @@ def load(folder):
 
 
 __all__ = [
-    "CMSC", "CRMAE", "JEPA", "MAE", "OBJECTIVES", "STMEM", "W2VCMSCRLM", "Objective", "SimCLR", "VICReg", "build", "load", "options",
+    "CMSC", "CRMAE", "JEPA", "MAE", "OBJECTIVES", "STMEM", "TITLES", "W2VCMSCRLM", "Objective", "SimCLR", "VICReg", "build", "load",
+    "options",
 ]  # fmt: skip

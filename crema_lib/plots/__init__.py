@@ -8,8 +8,10 @@ from .calibration import reliability
 from .costs import speeds, time_shares
 from .dose import dose, drops
 from .efficiency import label_efficiency
+from .leads import by_leads
 from .leakage import closest
 from .maps import scatter_html, umap_panels
+from .objectives import by_layer, likeness, score_panels
 from .paper import LAYOUTS, ecg, superclasses
 from .scores import CHANCE, comparison, curves, label_forest
 from .shift import away, net_benefit
@@ -31,6 +33,8 @@ __all__ = [
     "WIDTH",
     "attention",
     "away",
+    "by_layer",
+    "by_leads",
     "closest",
     "comparison",
     "covariate_curves",
@@ -42,6 +46,7 @@ __all__ = [
     "foretold",
     "label_efficiency",
     "label_forest",
+    "likeness",
     "net_benefit",
     "positions",
     "reconstruction",
@@ -50,6 +55,7 @@ __all__ = [
     "risk_coverage",
     "risk_parts",
     "scatter_html",
+    "score_panels",
     "spectra",
     "speeds",
     "superclasses",
