@@ -5,9 +5,9 @@ and weights, optimiser, generators, companion and log are in the checkpoint. A r
 weights of one that was not (bit for bit on the CPU), and so does one that checkpoints more often.
 
 Several processes (`accelerate launch`, `torchrun`, `notebook_launcher`) compute what one would, with the same batch: see `parallel`. The
-main process alone writes; `out` must be a folder that all of them see. Tests hold two gloo processes on a CPU against one. More than one
-GPU, several machines and fp16 are left to accelerate and were not tested here. Weights sharded over processes (FSDP, ZeRO) would need
-their optimiser states gathered for a checkpoint: `fit` refuses them.
+main process alone writes; `out` must be a folder that all of them see. Tests hold two gloo processes on a CPU against one, with whole
+weights and with `shard`, see `sharding`. More than one GPU, several machines and fp16 are left to accelerate and torch and were not tested
+here. FSDP and DeepSpeed as accelerate configures them are refused.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from accelerate.utils import set_seed
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from . import checkpoints, parallel
+from . import checkpoints, parallel, sharding
 from .batches import Batches
 from .errors import CremaError, Stopped
 
-EXECUTION = ("device", "compile", "recompute", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
+EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Training:
     batch_size: int = 128  # records an update, of all processes and parts together
     accumulate: int = 1  # parts that a batch is computed in, one after another, where the device cannot hold it whole
     recompute: bool = False  # compute the blocks' activations a second time in the backward pass: less memory, about a third more time
+    shard: bool = False  # each of several processes holds its share of weights, gradients and optimiser states: less memory, more traffic
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -70,6 +71,7 @@ class Training:
             (not 0 <= self.lr < math.inf, f"lr {self.lr} is no learning rate"),
             (min(self.log_every, self.checkpoint_every) < 1, "log_every and checkpoint_every must be at least 1"),
             (self.precision not in ("no", "bf16", "fp16"), f"unknown precision {self.precision!r}: known are no, bf16, fp16"),
+            (self.shard and self.precision == "fp16", "shard does not go with fp16: take bf16, or leave shard off"),
             (self.matmul not in ("highest", "high", "medium"), f"unknown matmul {self.matmul!r}: known are highest, high, medium"),
         ):
             if wrong:
@@ -131,8 +133,19 @@ def accelerator_for(training):
         cpu=training.device == "cpu" or (world > 1 and not torch.cuda.is_available()),
     )
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise CremaError(f"{accelerator.distributed_type.value} is set in accelerate, and checkpoints of sharded weights are not made here")
+        kind = accelerator.distributed_type.value
+        raise CremaError(f"{kind} is set in accelerate, and no checkpoints of it are made here: take it out there and set shard instead")
     return accelerator
+
+
+def prepared(accelerator, module, groups, training):
+    """What is trained (the module, or a copy of it that processes share), the same as it is to be called, and its optimiser."""
+    if training.shard:
+        module, groups = sharding.sharded(module, groups, accelerator.device)
+    optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, fused=True)
+    if training.shard:  # for accelerate as if it were not trained: it would put it into DistributedDataParallel
+        return module, accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimiser)
+    return module, *accelerator.prepare(module, optimiser)
 
 
 def identity_of(module, store, rows, training, steps, world):
@@ -155,11 +168,11 @@ def generators():
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
 
 
-def snapshot(accelerator, model, optimiser, companion, progress):
+def snapshot(accelerator, module, optimiser, companion, progress):
     """The state of a run for a checkpoint, see `restore`; every process has to call it."""
     return {
-        "module": accelerator.unwrap_model(model).state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "module": sharding.whole(module.state_dict()),
+        "optimiser": sharding.whole(optimiser.state_dict()),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "companion": companion.state_dict() if companion is not None else None,
         "generators": parallel.of_all(generators()),
@@ -178,14 +191,14 @@ def restore(out, store, module, optimiser, scaler, identity, companion):
         return 0, [], [], {}
     for name in EXECUTION:  # the first checkpoints held some of them
         state["identity"]["training"].pop(name, None)
-    options = {name: p.default for name, p in inspect.signature(type(module)).parameters.items() if p.default is not p.empty}
+    options = {name: p.default for name, p in inspect.signature(type(module).__init__).parameters.items() if p.default is not p.empty}
     defaults = json.loads(json.dumps({"training": asdict(Training()), "options": options, "processes": 1}, default=str))
     if different := checkpoints.differences(state["identity"], identity, defaults):
         raise CremaError(f"{out} holds a run with another {' and '.join(different)}: choose another folder, or delete it to start anew")
     store.check_unchanged(state.get("store"))
     try:
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
+        module.load_state_dict(sharding.shares(state["module"], module.state_dict()))
+        optimiser.load_state_dict(sharding.optimiser_shares(state["optimiser"], optimiser))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CremaError(f"{out} holds a run of another network ({reason}): choose another folder, or delete it to start anew") from None
@@ -254,7 +267,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
             at each step. Where it has `after_step(step, steps)`, that is called after each update, `step` of `steps` being done.
         store, rows: an `EcgStore` and the row numbers to train on.
         training: a `Training`. With `accumulate`, gradients are averaged over the parts of a batch, and what a loss compares within a
-            batch, such as the negatives of a contrast or the statistics of a normalisation, comes from one part.
+            batch, such as the negatives of a contrast or the statistics of a normalisation, comes from one part. With `shard`, a copy of
+            the module that processes share is trained (its `after_step` is called), and the module gets its weights at the end.
         out: folder of the run (log.jsonl, checkpoints/). One that holds a run goes on from its newest checkpoint.
         targets: passed on in each batch. groups: optimiser groups (default `parameter_groups`), each may carry its own `lr`.
         companion: called with (step, steps) after each update; returns a dict of numbers for the log or None. Its `state_dict()` goes
@@ -265,11 +279,13 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
 
     Raises:
         CremaError: fewer records than a batch, a batch that cannot be shared evenly, a loss or weights that are not finite, a folder that
-            cannot be written to, is in use, or holds another run, a store that changed. The last checkpoint is kept, and never holds
-            anything that is not finite.
+            cannot be written to, is in use, or holds another run, a store that changed, `shard` in a single process or with a companion.
+            The last checkpoint is kept, and never holds anything that is not finite.
         Stopped: SIGTERM or SIGINT came (Ctrl-C; a notebook's interrupt). A checkpoint was written after the step; of several processes,
             after the next step that is logged or saved, so that all stop at the same one.
     """
+    if training.shard and companion is not None:
+        raise CremaError("a companion (the moving average of fine-tuning) needs whole weights after each step: leave shard off")
     out = Path(out)
     accelerator = accelerator_for(training)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -279,18 +295,17 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     batches = Batches(store, rows, training.batch_size, training.seed, targets, accelerator.device, leads, rank, world, training.accumulate)
     steps = max(1, round(training.epochs * batches.steps_per_epoch))
     groups = groups or parameter_groups(module, training.weight_decay)
-    optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, fused=True)
+    trained, model, optimiser = prepared(accelerator, module, groups, training)
     peaks = [group["lr"] for group in optimiser.param_groups]
-    model, optimiser = accelerator.prepare(module, optimiser)
     identity = identity_of(module, store, rows, training, steps, world)
-    after_step = getattr(module, "after_step", None)
+    after_step = getattr(trained, "after_step", None)
     with contextlib.ExitStack() as stack:
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
         stack.enter_context(matmul_precision(training.matmul))
         if training.recompute:
-            stack.enter_context(recomputed(module.encoder))
+            stack.enter_context(recomputed(trained.encoder))
         asked = stack.enter_context(checkpoints.signals())
-        step, entries, losses, notes = restore(out, store, module, optimiser, accelerator.scaler, identity, companion)
+        step, entries, losses, notes = restore(out, store, trained, optimiser, accelerator.scaler, identity, companion)
         parallel.by_main(write_log, out, entries, "w")  # without what came after the checkpoint
         model.train()
         forward = torch.compile(model) if training.compile else model
@@ -334,10 +349,12 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
                 parallel.by_main(write_log, out, [entry], "a")
             if save_now or stop:
                 progress_made = {"step": step, "log": entries, "losses": losses, "notes": notes, "identity": identity, "store": store.stamp}
-                state = snapshot(accelerator, model, optimiser, companion, progress_made)
+                state = snapshot(accelerator, trained, optimiser, companion, progress_made)
                 parallel.by_main(write_checkpoint, out, store, state)
             if stop:
                 break
+    if trained is not module:
+        module.load_state_dict(sharding.whole(trained.state_dict()))
     if asked or step < steps:
         number = asked[0] if asked else signal.SIGTERM  # that came to another process
         name = signal.Signals(number).name

@@ -369,10 +369,17 @@ def test_products_on_a_gpu_have_the_precision_asked_for(store, tmp_path, monkeyp
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_sharded_weights_are_refused(store, tmp_path, monkeypatch):
+def test_sharding_by_accelerate_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(CremaError, match="FSDP is set in accelerate, and checkpoints of sharded weights are not made here"):
+    with pytest.raises(
+        CremaError, match="FSDP is set in accelerate, and no checkpoints of it are made here: take it out there and set shard"
+    ):
         run(store, tmp_path)
+
+
+def test_weights_are_not_shared_in_half_precision_that_needs_scaling():
+    with pytest.raises(CremaError, match="shard does not go with fp16: take bf16, or leave shard off"):
+        Training(shard=True, precision="fp16")
 
 
 @pytest.mark.parametrize(

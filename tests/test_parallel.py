@@ -1,5 +1,6 @@
-"""Two processes on one CPU against one: the same losses and weights for the same batch, and a kill of both."""
+"""Two processes on one CPU against one: the same losses and weights for the same batch, a kill of both, and weights shared between them."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -10,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from crema_lib import parallel
+from crema_lib import parallel, sharding
 from crema_lib.batches import Batches
 from crema_lib.checkpoints import found
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import EcgStore
 from crema_lib.engine import Training, fit
 from crema_lib.errors import CremaError
-from crema_lib.objectives import CRMAE
+from crema_lib.objectives import CRMAE, JEPA
 from crema_lib.sit import SiT
 
 fork = multiprocessing.get_context("forkserver")
@@ -62,12 +63,14 @@ def together(function, *args, world=2):
     return results
 
 
-def train(path, out, options=(), kill_at=None, stop_at=None):
+SMALL = functools.partial(CRMAE, projection=8)
+
+
+def train(path, out, options=(), kill_at=None, stop_at=None, objective=SMALL, companion=None):
     """Ten steps of CR-MAE with leads lost at random: (weights, log)."""
     torch.manual_seed(1)
-    module = CRMAE(
-        SiT(fs=100, seconds=5, width=16, depth=2, heads=2, cls_token=True), decoder_width=32, decoder_depth=1, projection=8, lead_drop=0.5
-    )
+    encoder = SiT(fs=100, seconds=5, width=16, depth=2, heads=2, cls_token=True)
+    module = objective(encoder, decoder_width=32, decoder_depth=1, lead_drop=0.5)
     store, read = EcgStore(path), Batches.__getitem__
     rank = int(os.environ.get("RANK", 0))
 
@@ -81,7 +84,7 @@ def train(path, out, options=(), kill_at=None, stop_at=None):
     Batches.__getitem__ = get
     training = Training(**{"epochs": 2, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, "device": "cpu", **dict(options)})
     try:
-        log = fit(module, store, np.arange(40), training, out, progress=False)
+        log = fit(module, store, np.arange(40), training, out, companion=companion, progress=False)
     finally:
         Batches.__getitem__ = read
     return {name: value.numpy() for name, value in module.state_dict().items()}, log  # a tensor would travel as shared memory
@@ -99,6 +102,14 @@ def same(one, other):
     pd.testing.assert_frame_equal(one[1].drop(columns=timing), other[1].drop(columns=timing), check_exact=True)
 
 
+def close(weights, expected):
+    """Within 1e-4, but for what changes no loss: biases of keys, and those before a batch normalisation. Adam scales their rounding up."""
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        if not name.endswith(("attn.qkv.bias", "projector.0.bias", "projector.1.running_mean")):
+            np.testing.assert_allclose(weights[name], value, atol=1e-4, rtol=0, err_msg=name)
+
+
 def test_two_processes_train_like_one(store, tmp_path, pair):
     weights, log = train(store.path, tmp_path)
     same((pair[1][0], pair[0][1]), pair[0])
@@ -106,10 +117,7 @@ def test_two_processes_train_like_one(store, tmp_path, pair):
         np.testing.assert_allclose(pair[0][1][name], log[name], atol=1e-4, rtol=0)
         np.testing.assert_array_equal(pair[0][1][name], pair[1][1][name], err_msg="both processes log the mean of both")
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
-    for name, value in weights.items():
-        # Biases of keys and those before a batch normalisation change no loss: their gradient is rounding, which Adam scales up.
-        if not name.endswith(("attn.qkv.bias", "projector.0.bias", "projector.1.running_mean")):
-            np.testing.assert_allclose(pair[0][0][name], value, atol=1e-4, rtol=0, err_msg=name)
+    close(pair[0][0], weights)
 
 
 def test_two_processes_and_a_batch_in_parts(store, tmp_path):
@@ -145,6 +153,87 @@ def test_what_is_refused_is_refused_by_both(store, tmp_path):
     ):
         results = together(train, store.path, out, options)
         assert all(isinstance(error, CremaError) and sentence in str(error) for error in results)
+
+
+# --- weights shared between processes
+
+SHARD = {"shard": True}
+
+
+class Watched(JEPA):
+    """JEPA that notes after each step which part of each of its blocks' weights this process holds."""
+
+    held = ()
+
+    def after_step(self, step, steps):
+        super().after_step(step, steps)
+        for block in (*self.encoder.blocks, *self.decoder, *self.teacher.blocks):
+            sizes = [(p.to_local().numel(), p.numel()) for p in block.parameters()]
+            Watched.held += (np.divide(*map(sum, zip(*sizes, strict=True))),)
+
+
+def _runs(path, folder):
+    """Dict of what runs return or raise, one after another in this process: torch takes seconds until its first shared step."""
+    stopped, parts = {"stop_at": 5}, {"accumulate": 4, "epochs": 0.6, "precision": "bf16"}
+    found = {}
+    for name, out, options, more in (
+        ("undisturbed", "undisturbed", SHARD, {}),
+        ("first half", "shared", SHARD, stopped),
+        ("recomputed", "shared", {**SHARD, "recompute": True}, {}),
+        ("first half, to go on whole", "shared, whole", SHARD, stopped),
+        ("shared, whole", "shared, whole", (), {}),
+        ("first half, whole", "whole, shared", (), stopped),
+        ("whole, shared", "whole, shared", SHARD, {}),
+        ("parts", "parts", {**parts, **SHARD}, {}),
+        ("whole parts", "whole parts", parts, {}),
+        ("jepa", "jepa", SHARD, {"objective": functools.partial(Watched, momentum=0.5)}),
+        ("companion", "companion", SHARD, {"companion": print}),
+    ):
+        try:
+            found[name] = train(path, folder / out, options, **more)
+        except CremaError as error:
+            found[name] = error
+    return found, Watched.held
+
+
+@pytest.fixture(scope="module")
+def shared(store, tmp_path_factory):
+    return together(_runs, store.path, tmp_path_factory.mktemp("shared"))
+
+
+def test_shared_weights_train_like_whole_ones(shared, pair):
+    same(shared[0][0]["undisturbed"], shared[1][0]["undisturbed"])
+    close(shared[0][0]["undisturbed"][0], pair[0][0])
+    for one, other in ((shared[0][0]["undisturbed"], pair[0]), (shared[0][0]["parts"], shared[0][0]["whole parts"])):
+        np.testing.assert_allclose(one[1]["loss"], other[1]["loss"], atol=1e-4, rtol=0)
+
+
+def test_each_of_two_holds_half_of_every_block(shared, store, tmp_path):
+    """A network with a second one that follows its weights: both are shared, and it trains like one process."""
+    weights, log = train(store.path, tmp_path, objective=functools.partial(JEPA, momentum=0.5))
+    for runs, held in shared:
+        assert held == pytest.approx([0.5] * 10 * 5)
+        close(runs["jepa"][0], weights)
+        np.testing.assert_allclose(runs["jepa"][1]["loss"], log["loss"], atol=1e-4, rtol=0)
+
+
+def test_shared_weights_stop_and_go_on_shared_or_whole(shared, pair):
+    for runs, _ in shared:
+        for name in ("first half", "first half, to go on whole", "first half, whole"):
+            assert str(runs[name]).startswith("stopped by SIGTERM after step 6 of 10")
+        same(runs["recomputed"], runs["undisturbed"])
+        close(runs["shared, whole"][0], pair[0][0])
+        close(runs["whole, shared"][0], pair[0][0])
+
+
+def test_where_weights_cannot_be_shared(shared, store, tmp_path, monkeypatch):
+    for runs, _ in shared:
+        assert str(runs["companion"]).startswith("a companion (the moving average of fine-tuning) needs whole weights after each step")
+    with pytest.raises(CremaError, match="shard shares the weights among processes, and this is the only one: use accelerate launch"):
+        train(store.path, tmp_path, SHARD)
+    monkeypatch.setattr(sharding, "fully_shard", None)
+    with pytest.raises(CremaError, match=r"shard needs torch 2\.6 or newer: install one, or leave shard off"):
+        train(store.path, tmp_path, SHARD)
 
 
 def _means_of_writing():
