@@ -1,6 +1,7 @@
 """What a step costs: floating-point operations, the machine's own peak, seconds measured side by side, and where the time goes."""
 
 import functools
+import os
 import re
 import resource
 import statistics
@@ -123,6 +124,7 @@ def shares(run, device="cpu"):
     On a GPU the time is that of its kernels, on the CPU that of the operators themselves (without what they call).
     """
     cuda = torch.device(device).type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report on stderr, in the middle of a page
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         run()
         synchronise(device)
