@@ -30,6 +30,8 @@ def _data_commands(commands):
     prepare.add_argument("--out", metavar="DIR", help="folder of the store (default: $CREMA_DATA/stores/NAME-FShz-SECONDSs)")
     prepare.add_argument("--fs", type=int, default=100, help="sampling rate, Hz (default: %(default)s)")
     prepare.add_argument("--seconds", type=int, default=10, help="length of a record, s (default: %(default)s)")
+    prepare.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
+    prepare.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
     prepare.add_argument("--workers", type=int, help="threads (default: one a core)")
     prepare.add_argument("--limit", type=int, help="only the first so many records")
     prepare.set_defaults(run=_data_prepare)
@@ -56,7 +58,7 @@ def _data_verify(args):
 def _data_prepare(args):
     from .data import prepare
 
-    store, report = prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "workers", "limit"))
+    store, report = prepare.prepare(args.name, **_given(args, "source", "out", "fs", "seconds", "unit", "rate", "workers", "limit"))
     out = report[report["action"] == "left out"]
     for _, row in out.head(5).iterrows():
         print(f"left out {row['record']}: {row['reason']}")
@@ -125,6 +127,39 @@ def _pretrain(args):
         print(f"the model is in {p.run_dir / 'pretrain' / 'model'}")
 
 
+def _embed_command(commands):
+    parser = commands.add_parser("embed", help="features of your own recordings from a pretrained encoder")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="WFDB records, CSV tables (a column a lead), or folders of recordings")
+    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file: record, quality, then one column a feature")
+    parser.add_argument("--checkpoint", metavar="DIR", help="folder of a model (default: the one in weights/)")
+    parser.add_argument("--readout", choices=("mean", "cls", "layers"), help="how tokens become one embedding (default: mean)")
+    parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
+    parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
+    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+    parser.set_defaults(run=_embed)
+
+
+def _embed(args):
+    from pathlib import Path
+
+    from .embeddings import embed_files
+    from .paths import home, resolve
+    from .sit import SiT
+
+    found = [resolve(args.checkpoint)] if args.checkpoint else sorted(path.parent for path in (home() / "weights").glob("*/config.json"))
+    if not found:
+        raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
+    folder = found[0]
+    options = _given(args, "readout", "unit", "rate", "device")
+    features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
+    for row in report[report["action"] == "left out"].itertuples():
+        print(f"left out {row.record}: {row.reason}")
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    features.to_parquet(out, index=False)
+    print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")
+
+
 def _leakage_command(commands):
     parser = commands.add_parser("leakage", help="patients, equal and near-equal recordings on two sides of a split or in two sets")
     parser.add_argument("names", nargs="+", metavar="NAME", help="prepared data sets, or folders of stores")
@@ -158,6 +193,7 @@ def main(argv=None):
     _data_commands(commands)
     _book_command(commands)
     _pretrain_command(commands)
+    _embed_command(commands)
     _leakage_command(commands)
     args = parser.parse_args(argv)
     try:

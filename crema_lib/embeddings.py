@@ -4,12 +4,15 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .data.prepare import prepare
 from .errors import CremaError
 
 
@@ -114,6 +117,32 @@ def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_
                         array[i : i + batch_size] = batch[name]
             found |= arrays if cache is None else {name: _load(paths[name], name) for name in missing}
     return found[readout] if isinstance(readout, str) else [found[name] for name in readouts]
+
+
+def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", device="cpu", progress=False):
+    """Features of recordings in files, prepared as the encoder was trained: resampled, filtered, cropped or padded.
+
+    Args:
+        encoder: a pretrained one; its rate, length and band count. paths: WFDB or CSV files, and folders of recordings, see
+            `data.sources.rows_of_files`. unit, rate: unit and sampling rate (Hz) of recordings that name none. readout: see `embed_store`.
+
+    Returns:
+        (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding), then float32 columns
+        f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
+
+    Raises:
+        CremaError: a path that is not there, or no recording that can be used.
+    """
+    seconds = encoder.n_patches * encoder.patch / encoder.fs
+    with tempfile.TemporaryDirectory() as folder:
+        store, report = prepare(
+            "files", source=list(paths), out=Path(folder) / "store", fs=encoder.fs, seconds=seconds, band=encoder.band,
+            unit=unit, rate=rate, progress=progress,
+        )  # fmt: skip
+        values = embed_store(encoder, store, readout=readout, device=device, progress=progress)
+        table = store.table[["record", "quality"]].reset_index(drop=True)
+        del store  # a system that locks open files could not take the folder away
+    return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report
 
 
 def _shown(encoder, leads):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import wfdb
 from conftest import ROOT
@@ -15,6 +16,7 @@ from crema_lib import __main__ as cli
 from crema_lib import bookbuild, objectives
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError, Stopped
+from crema_lib.sit import SiT
 
 
 def test_help_needs_no_torch(python):
@@ -128,6 +130,26 @@ def test_pretrain_that_is_asked_to_stop_saves_and_goes_on(tmp_path):
     assert run.returncode == 143, told
     assert "error: stopped by SIGTERM after step" in told and "Traceback" not in told
     assert len(list((tmp_path / "pretrain" / "checkpoints").glob("*/state.pt"))) == 1
+
+
+def test_embed_writes_a_table_of_features(tmp_path, monkeypatch, capsys):
+    columns = {lead: np.random.default_rng(0).normal(size=1000) for lead in ("I", "II", "V1")}
+    pd.DataFrame(columns).to_csv(tmp_path / "mine.csv", index=False)
+    (tmp_path / "bad.csv").write_text("x\n1\n")
+    words = ["embed", str(tmp_path / "mine.csv"), str(tmp_path / "bad.csv"), "--out", str(tmp_path / "out" / "x.parquet")]
+    assert cli.main([*words, "--unit", "mV", "--rate", "100"]) == 0
+    out = capsys.readouterr()
+    assert (
+        "left out bad: " in out.out and "x.parquet: 1 recordings, 192 features of sit-xs-ptbxl-100hz" in out.out and "embedding" in out.err
+    )
+    found = pd.read_parquet(tmp_path / "out" / "x.parquet")
+    assert found["record"].tolist() == ["mine"] and found.shape == (1, 194) and "missing:V2" in found["quality"].item()
+    model = SiT.from_pretrained(ROOT / "weights" / "sit-xs-ptbxl-100hz")
+    expected = model.embed(np.stack(list(columns.values())), fs=100, leads=list(columns))
+    np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=5e-3)
+    monkeypatch.setenv("CREMA_HOME", str(tmp_path))
+    assert cli.main(words) == 1
+    assert "weights holds no model: name one with --checkpoint" in capsys.readouterr().err
 
 
 def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):

@@ -1,12 +1,16 @@
-"""Embedding of lead subsets."""
+"""Embedding of lead subsets, and of recordings in files."""
+
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import wfdb
 
 from crema_lib.data.leads import LEADS, SUBSETS
 from crema_lib.data.simulate import simulated_store
-from crema_lib.embeddings import embed_store
+from crema_lib.embeddings import embed_files, embed_store
 from crema_lib.errors import CremaError
 from crema_lib.shift import corrupt
 from crema_lib.sit import SiT
@@ -80,3 +84,58 @@ def test_leads_that_cannot_be_shown(store):
     with pytest.raises(CremaError, match="2 records have none of the leads I: leave them out of the rows"):
         embed_store(encoder(), lost, leads=["I"])
     assert embed_store(encoder(), lost, [0, 1, 2], leads=["I"]).shape == (3, 32)
+
+
+# --- files
+
+
+@pytest.fixture(scope="module")
+def files(store, tmp_path_factory):
+    """Three recordings of 6 s at 200 Hz in a folder of WFDB and one of them as a table, and a file that is damaged."""
+    folder = tmp_path_factory.mktemp("files")
+    mv = np.random.default_rng(0).normal(scale=0.3, size=(3, 12, 1200)).round(3)
+    (folder / "wfdb").mkdir()
+    for i, signal in enumerate(mv):
+        wfdb.wrsamp(
+            f"r{i}", 200, ["mV"] * 12, list(LEADS), p_signal=signal.T, fmt=["16"] * 12, adc_gain=[1000] * 12, baseline=[0] * 12,
+            write_dir=str(folder / "wfdb"),
+        )  # fmt: skip
+    pd.DataFrame(1000 * mv[0].T, columns=LEADS).to_csv(folder / "r0.csv", index=False)
+    (folder / "bad.csv").write_text("I,II\n1,x\n")
+    return folder, mv
+
+
+@pytest.mark.parametrize("readout", ["mean", "layers"])
+def test_files_give_what_arrays_give(files, readout):
+    folder, mv = files
+    model = encoder(seconds=5, patch=25)
+    found, report = embed_files(model, [folder / "wfdb"], readout=readout)
+    assert found["record"].tolist() == ["r0", "r1", "r2"] and not len(report)
+    assert list(found.columns[:3]) == ["record", "quality", "f0"] and found["f0"].dtype == np.float32
+    np.testing.assert_allclose(found.iloc[:, 2:], model.embed(mv, fs=200, readout=readout), atol=2e-3)
+
+
+def test_a_table_gives_what_wfdb_gives_and_a_damaged_file_is_named(files):
+    folder, _ = files
+    found, report = embed_files(encoder(), [folder / "wfdb" / "r0", folder / "r0.csv", folder / "bad.csv"], unit="uV", rate=200)
+    assert [name.rpartition("/")[2] for name in found["record"]] == ["r0", "r0.csv"], "one name twice: told apart by their paths"
+    np.testing.assert_allclose(found.iloc[0, 2:].astype(float), found.iloc[1, 2:].astype(float), atol=1e-5)
+    again, _ = embed_files(encoder(), [folder], unit="uV", rate=200)
+    assert len(again) == 3, "a folder with WFDB headers is one of WFDB"
+    (folder / "tables").mkdir()
+    shutil.copy(folder / "r0.csv", folder / "tables")
+    tables, _ = embed_files(encoder(), [folder / "tables"], unit="uV", rate=200)
+    np.testing.assert_allclose(tables.iloc[0, 2:].astype(float), found.iloc[1, 2:].astype(float), atol=1e-5)
+    assert report["record"].tolist() == ["bad"] and "no table of numbers" in report["reason"].item()
+
+
+def test_files_that_are_not_there(files, tmp_path):
+    folder, _ = files
+    for paths, sentence in (
+        ([tmp_path / "none.csv"], "none.csv is not there: name recordings"),
+        ([], "no recording is named"),
+        ([tmp_path], "holds no recordings"),
+        ([folder / "bad.csv"], "none of the 1 records in the files can be used; the first: record bad"),
+    ):
+        with pytest.raises(CremaError, match=sentence):
+            embed_files(encoder(), paths, unit="mV", rate=100)

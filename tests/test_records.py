@@ -5,12 +5,13 @@ import re
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 import wfdb
 
 from crema_lib.data.leads import LEADS, lead_index
-from crema_lib.data.records import parse_age, parse_sex, read, read_hdf5
+from crema_lib.data.records import parse_age, parse_sex, read, read_csv, read_hdf5
 from crema_lib.errors import CremaError
 
 SPELLINGS = ["V6", "MDC_ECG_LEAD_AVR", "avl", "DI", "lead II", "v1", "V2", "ecg_v3", "V4", "aVF", "iii", "V5"]
@@ -243,3 +244,51 @@ def test_real_challenge_headers_that_break_wfdb(real_data):
         gain = float(re.search(r"16\+24 ([\d.]+)", header.read_text())[1])
         expected = scipy.io.loadmat(header.with_suffix(".mat"))["val"] / gain
         np.testing.assert_allclose(record.signal, expected, rtol=1e-5, atol=1e-6)
+
+
+# --- CSV
+
+
+def table(folder, columns, name="mine"):
+    path = folder / f"{name}.csv"
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
+    mv = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)
+    path = table(tmp_path, {"time": np.arange(500) / 250, "V2 [uV]": 1000 * mv[0], "lead II (mV)": mv[1], "note": "x", "DI": mv[2]})
+    record = read_csv(path, unit="mV")
+    assert record.fs == 250 and record.name == "mine"
+    one, two = mv[2], mv[1]
+    for lead, expected in {"I": one, "II": two, "V2": mv[0], "III": two - one, "aVF": two - one / 2}.items():
+        np.testing.assert_allclose(record.signal[LEADS.index(lead)], expected, rtol=1e-5, atol=1e-5)
+    assert record.lead_mask.tolist() == [lead in ("I", "II", "III", "aVR", "aVL", "aVF", "V2") for lead in LEADS]
+    assert "missing:V1" in record.flags
+    holes = table(tmp_path, {"I": [0.1, None, 0.3, 0.2]}, "holes")
+    assert np.isnan(read_csv(holes, fs=100, unit="mV").signal[0]).tolist() == [False, True, False, False]
+    assert read_csv(path, fs=250, unit="mV").fs == 250
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "sentence"),
+    [
+        ({"x": [1.0, 2.0]}, {}, "no column of .* is a lead: known are I II III"),
+        ({"I": [1.0, 2.0]}, {"fs": 100}, "column I: no unit is not among mV, uV, nV and V: give unit"),
+        ({"I [steps]": [1.0, 2.0]}, {"fs": 100}, "column I: steps is not among mV"),
+        ({"I": [1.0, 2.0]}, {"unit": "mV"}, "has no column time: give its sampling rate fs"),
+        ({"I": ["a", "b"]}, {"unit": "mV", "fs": 100}, "is no table of numbers"),
+        ({"I": [1.0, 1.0]}, {"unit": "mV", "fs": 100}, "every lead is flat"),
+        ({"I (mV)": [1.0, 2.0], "DI (mV)": [1.0, 3.0]}, {"fs": 100}, "lead I is given twice"),
+        ({"I (mV)": [1.0, 2.0, 3.0], "time": [0.0, 0.1, 0.4]}, {}, "the column time does not rise evenly"),
+        ({"I (mV)": [1.0, 2.0, 3.0], "time": [0.0, 0.01, 0.02]}, {"fs": 500}, "its column time says 100 Hz, not 500 Hz"),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path, columns, given, sentence):
+    with pytest.raises(CremaError, match=sentence):
+        read_csv(table(tmp_path, columns), **given)
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(CremaError, match=r"record none: .* is no table of numbers"):
+        read_csv(tmp_path / "none.csv", fs=100, unit="mV")

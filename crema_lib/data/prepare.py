@@ -19,7 +19,7 @@ from .. import __version__, paths
 from ..errors import CremaError
 from . import records
 from .leads import LEADS
-from .sources import rows_of
+from .sources import rows_of, rows_of_files
 from .store import StoreWriter, to_steps
 
 FILTER_ORDER = 2  # of the Butterworth prototype; run forward and backward, so -6 dB at both edges and no phase shift
@@ -107,15 +107,17 @@ def store_path(name, fs=100, seconds=10):
     return paths.data_home() / "stores" / f"{name}-{fs:g}hz-{seconds:g}s"
 
 
-def prepare(name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), unit=None, workers=None, progress=True, limit=None):
+def prepare(
+    name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), unit=None, rate=None, workers=None, progress=True, limit=None
+):
     """Turn a folder of recordings into an `EcgStore`; what is wrong with a record is reported and never stops the rest.
 
     Args:
         name: data set of the manifest, or any label for a folder.
-        source: folder; None: where the manifest finds `name`.
+        source: folder, or a list of files and folders; None: where the manifest finds `name`.
         out: folder of the store; None: `store_path(name, fs, seconds)`.
         fs, seconds, band: as in `condition`; longer recordings give their middle, shorter ones are padded at the end.
-        unit: unit of signals whose header names none (see `records.read`).
+        unit, rate: unit and sampling rate (Hz) of recordings that name none (see `records.read`, `records.read_csv`).
         workers: threads (the filters release the interpreter lock); None: one a core. The result does not depend on it.
         progress: show a bar.
         limit: take the first records only.
@@ -130,8 +132,9 @@ def prepare(name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), 
         from . import manifest
 
         source = manifest.locate(name)
-    source, out = Path(source), Path(out or store_path(name, fs, seconds))
-    rows = rows_of(source, fs)[:limit]
+    out = Path(out or store_path(name, fs, seconds))
+    rows, where = (rows_of_files(source, fs), "the files") if isinstance(source, list | tuple) else (rows_of(Path(source), fs), source)
+    rows = rows[:limit]
     condition(np.zeros((1, round(fs * MIN_SECONDS))), fs, fs_out=fs, band=band)  # a bad band is told before an hour of reading
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
     workers = workers or os.cpu_count()
@@ -140,7 +143,7 @@ def prepare(name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), 
         how = {"band": band and [float(edge) for edge in band], "filter_order": FILTER_ORDER, "source": name, "versions": _versions()}
         writer = StoreWriter(out, fs=fs, seconds=seconds, **how)
         report, rates = [], Counter()
-        tasks = _ahead(pool, lambda chunk: _chunk(chunk, name, fs, writer.samples, band, unit), chunks, 2 * workers)
+        tasks = _ahead(pool, lambda chunk: _chunk(chunk, name, fs, writer.samples, band, (unit, rate)), chunks, 2 * workers)
         with tqdm(total=len(rows), unit="record", desc=f"prepare {name}", disable=not progress) as bar:
             for chunk, (steps, kept, notes, found) in zip(chunks, tasks, strict=True):
                 writer.append(steps, kept)
@@ -148,7 +151,7 @@ def prepare(name, *, source=None, out=None, fs=100, seconds=10, band=(0.5, 40), 
                 rates.update(found)
                 bar.update(len(chunk))
         if not writer.rows:
-            raise CremaError(f"none of the {len(rows)} records in {source} can be used; the first: {report[0]['reason']}")
+            raise CremaError(f"none of the {len(rows)} records in {where} can be used; the first: {report[0]['reason']}")
         if len(rates) > 1:
             text = ", ".join(f"{rate:g} Hz ({n})" for rate, n in sorted(rates.items()))
             reason = f"mixed sampling rates, each brought to {fs:g} Hz: {text}"
@@ -184,14 +187,15 @@ def _versions():
     return {"crema_lib": __version__, "numpy": np.__version__, "scipy": scipy.__version__, "wfdb": version("wfdb")}
 
 
-def _read_all(rows, unit):
+def _read_all(rows, unit, rate):
     """Pairs (row, Record or CremaError), in order; the exams of one HDF5 file are read together."""
     start = 0
     while start < len(rows):
         row, stop = rows[start], start + 1
         try:
             if "index" not in row:
-                yield row, records.read(row["path"], unit)
+                csv = str(row["path"]).lower().endswith(".csv")
+                yield row, records.read_csv(row["path"], rate, unit) if csv else records.read(row["path"], unit)
             else:
                 while stop < len(rows) and rows[stop]["path"] == row["path"]:
                     stop += 1
@@ -202,7 +206,7 @@ def _read_all(rows, unit):
         start = stop
 
 
-def _chunk(rows, name, fs, samples, band, unit):
+def _chunk(rows, name, fs, samples, band, told):
     """Prepare some rows: (int16 (n, 12, samples), table rows, report rows, sampling rates found)."""
     steps, kept, notes, rates = [], [], [], []
     pending, held = {}, 0
@@ -220,7 +224,7 @@ def _chunk(rows, name, fs, samples, band, unit):
                 kept[i]["found"] += ["clipped"] * bool(beyond) + ["padded"] * (valid < samples)
         pending.clear()
 
-    for row, record in _read_all(rows, unit):
+    for row, record in _read_all(rows, *told):
         try:
             if isinstance(record, CremaError):
                 raise record

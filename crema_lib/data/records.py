@@ -1,4 +1,4 @@
-"""Read one recording from disk: WFDB (any format, Challenge `.mat`) and the HDF5 files of CODE-15%.
+"""Read one recording from disk: WFDB (any format, Challenge `.mat`), a CSV table, and the HDF5 files of CODE-15%.
 
 What is read is trusted only after it was checked: units, gain, sampling rate, length, first value and checksum of the header.
 Formats: https://wfdb.io/spec/header-files.html and https://wfdb.io/spec/signal-files.html.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..errors import CremaError
 from .leads import LEADS, lead_index, to_canonical
@@ -23,6 +24,7 @@ _INVALID |= {"24": -(2**23), "32": -(2**31), "508": -(2**7), "516": -(2**15), "5
 _FORMAT = re.compile(r"(\d+)(x\d+)?(:\d+)?(?:\+(\d+))?$")
 _GAIN = re.compile(r"([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
 _COMMENT = re.compile(r"#\s*<?([A-Za-z ]+?)>?\s*:\s*(.*)")
+_COLUMN = re.compile(r"\s*(.*?)\s*(?:[\[(]\s*(\S+?)\s*[\])])?\s*$")
 CODE15_FS, CODE15_LEADS = 400.0, ("DI", "DII", "DIII", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
@@ -96,6 +98,49 @@ def read(path, unit=None):
     if (steps.min(axis=1, keepdims=True) == invalid).any():
         mv[steps == invalid] = np.nan
     return _canonical(name, mv, [s.lead for s in signals], fs, comments)
+
+
+def read_csv(path, fs=None, unit=None):
+    """Read a table with a column a lead and a row a sample.
+
+    Args:
+        path: CSV file whose first line names the leads (any spelling, the unit may follow as in `V1 [uV]` or `V1 (mV)`). Other columns are
+            passed over, but for one called `time`, in seconds.
+        fs: sampling rate, Hz, where there is no such column; in conflict with it the column is right, and a sentence says so.
+        unit: of columns that name none.
+
+    Returns:
+        `Record`. An empty cell is a missing sample (NaN).
+
+    Raises:
+        CremaError: no table of numbers, no lead, no or an unknown unit, no sampling rate, uneven or conflicting times.
+    """
+    name = Path(path).stem
+    try:
+        table = pd.read_csv(path, skipinitialspace=True)
+        named = {column: _COLUMN.match(str(column)).groups() for column in table}
+        leads = {column: found for column, found in named.items() if lead_index(found[0]) is not None}
+        values = table[list(leads)].to_numpy(dtype=np.float32).T
+        times = [table[column].to_numpy(dtype=float) for column, found in named.items() if found[0].lower() == "time"]
+    except (OSError, ValueError) as error:
+        raise CremaError(f"record {name}: {path} is no table of numbers: {error}") from None
+    if not leads:
+        raise CremaError(f"record {name}: no column of {path} is a lead: known are {' '.join(LEADS)}")
+    for lead, given in leads.values():
+        if (given or unit or "").lower() not in MV_PER_UNIT:
+            raise CremaError(f"record {name}, column {lead}: {given or unit or 'no unit'} is not among mV, uV, nV and V: give unit")
+    if times:
+        step = np.diff(times[0])
+        if not len(step) or not step.min() > 0 or step.max() - step.min() > 0.1 * np.median(step):
+            raise CremaError(f"record {name}: the column time does not rise evenly, in seconds: mend it, or take it out and give fs")
+        found = float(f"{(len(times[0]) - 1) / (times[0][-1] - times[0][0]):.6g}")
+        if fs is not None and abs(found - fs) > 0.01 * fs:
+            raise CremaError(f"record {name}: its column time says {found:g} Hz, not {fs:g} Hz")
+        fs = found
+    if fs is None:
+        raise CremaError(f"record {name}: {path} has no column time: give its sampling rate fs")
+    scale = np.array([MV_PER_UNIT[(given or unit).lower()] for _, given in leads.values()], dtype=np.float32)[:, None]
+    return _canonical(name, values * scale, [lead for lead, _ in leads.values()], float(fs), {})
 
 
 def read_hdf5(path, rows=None):

@@ -8,6 +8,7 @@ patient of its own.
 import ast
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..errors import CremaError
@@ -25,7 +26,27 @@ def rows_of(source, fs):
     adapter = next((adapters[file] for file in adapters if (source / file).is_file()), _wfdb)
     rows = adapter(source, fs)
     if not rows:
-        raise CremaError(f"{source} holds no recordings: expected WFDB headers (*.hea) or CODE-15% files (*.hdf5 with exams.csv)")
+        raise CremaError(f"{source} holds no recordings: expected WFDB (*.hea), CSV tables or CODE-15% files (*.hdf5 with exams.csv)")
+    return rows
+
+
+def rows_of_files(paths, fs):
+    """The recordings that some files and folders hold, as `rows_of` gives them; those of one name are told apart by their paths.
+
+    Raises:
+        CremaError: a path that is not there, nothing named, or see `rows_of`.
+    """
+    rows = []
+    for path in map(Path, paths):
+        there = path.exists() or path.with_name(f"{path.name}.hea").is_file()
+        if not there:
+            raise CremaError(f"{path} is not there: name recordings (WFDB or CSV) or folders of them")
+        rows += rows_of(path, fs) if path.is_dir() else [{"record": path.stem, "path": path}]
+    if not rows:
+        raise CremaError("no recording is named")
+    names = pd.Series([row["record"] for row in rows])
+    for i in np.flatnonzero(names.duplicated(keep=False)):
+        rows[i] = {**rows[i], "record": f"{rows[i]['path']}" + (f"#{rows[i]['index']}" if "index" in rows[i] else "")}
     return rows
 
 
@@ -132,8 +153,11 @@ def _brugada(source, fs):
 
 
 def _wfdb(source, fs):
-    """Any folder of WFDB records, Challenge folders among them: codes from a `labels.csv` in it or beside it, else from the headers."""
+    """Any folder of WFDB records, Challenge folders among them: codes from a `labels.csv` in it or beside it, else from the headers.
+    Where there are no headers, its CSV files are the records."""
     headers = sorted(source.rglob("*.hea"))
+    if not headers:
+        return [{"record": path.stem, "path": path} for path in sorted(source.glob("*.csv"))]
     labels = next((path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file()), None)
     codes = _csv(labels, ["record", "source", "snomed"], "record").to_dict("index") if labels and headers else {}
     unique = len({path.stem for path in headers}) == len(headers)
