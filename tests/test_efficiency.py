@@ -1,5 +1,6 @@
 """Label fractions: draws, the labels a curve is drawn over, its points, and its figure."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,8 +87,10 @@ def test_what_a_label_is_worth():
 def test_the_figure_shows_bands_and_whiskers_against_a_logarithmic_axis():
     _, _, (curve, _) = points(bootstrap=50)
     both = pd.concat([curve.assign(task="all"), curve.assign(task="super", value=curve["value"] - 0.1)])
-    fig = plots.label_efficiency(both)
-    assert [ax.get_title() for ax in fig.axes] == ["all", "super"]
+    with mpl.rc_context():
+        plots.use_style()
+        fig = plots.label_efficiency(both)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["all", "super"]
     for ax in fig.axes:
         assert ax.get_xscale() == "log"
         assert [text.get_text() for text in ax.get_xticklabels()] == ["10", "100"] and "% of" in ax.get_xlabel()
