@@ -57,8 +57,9 @@ def setup(chapter, namespace=None, sources=None):
     _short_errors()
     if namespace is None:
         namespace = sys.modules["__main__"].__dict__
-    names = parameter_names(namespace.get("In", []) if sources is None else sources)
-    given = params.check({name: namespace[name] for name in names if name in namespace})
+    declared, injected = _parameters(namespace.get("In", []) if sources is None else sources)
+    values = {name: namespace[name] for name in declared if name in namespace}
+    given = params.check(values | {name: value for name, value in injected.items() if name not in declared})
     if given.get("device") == "cuda" and not torch.cuda.is_available():
         raise CremaError("parameter device = 'cuda', but torch sees no GPU here: write auto or cpu")
     device = given.get("device", "auto")
@@ -84,7 +85,14 @@ def parameter_names(sources):
 
     A parameters cell is one made of typed assignments only (`seed: int = 0`); of several runs of such a cell the last one counts.
     """
-    declared, injected = [], []
+    declared, injected = _parameters(sources)
+    return list(dict.fromkeys([*declared, *injected]))
+
+
+def _parameters(sources):
+    """Names of the parameters cell, and what papermill injected: dict name -> value, because an import of the chapter may have taken the
+    name of a parameter that it does not declare."""
+    declared, injected = [], {}
     for source in sources:
         try:
             body = ast.parse(source).body
@@ -93,12 +101,20 @@ def parameter_names(sources):
         if body and all(isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) for node in body):
             declared = [node.target.id for node in body]
         elif source.startswith(_INJECTED):
-            injected = [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    return list(dict.fromkeys(declared + injected))
+            injected = {target.id: _literal(node.value) for node in body if isinstance(node, ast.Assign) for target in node.targets}
+    return declared, injected
 
 
-def open_data(p):
+def _literal(node):
+    """The value that papermill wrote: a literal, or float("nan") and its like."""
+    return float(node.args[0].value) if isinstance(node, ast.Call) else ast.literal_eval(node)
+
+
+def open_data(p, records=None):
     """The `EcgStore` that the parameters `data`, `records`, `fs` and `seconds` name.
+
+    Args:
+        records: how many recordings to simulate, where that is not the parameter `records`.
 
     The simulated cohort is made once for each size and kept; its seed is fixed, so that the seed of a run changes the run alone.
 
@@ -108,10 +124,11 @@ def open_data(p):
     if p.data == "simulated":
         from .data.simulate import simulated_store
 
-        if not p.records:
+        records = p.records if records is None else records
+        if not records:
             raise CremaError("parameter records = 0 means all records of a prepared set: give the number of records to simulate")
-        path = home() / "_runs" / "stores" / f"simulated-{p.records}-{p.fs}hz-{p.seconds}s"
-        return simulated_store(path, p.records, seed=0, fs=p.fs, seconds=p.seconds)
+        path = home() / "_runs" / "stores" / f"simulated-{records}-{p.fs}hz-{p.seconds}s"
+        return simulated_store(path, records, seed=0, fs=p.fs, seconds=p.seconds)
     from .data.prepare import store_path
     from .data.store import EcgStore
 

@@ -42,7 +42,7 @@ SCHEMA = {
     for p in (
         Parameter("profile", str, "name of the profile; part of the folder of results"),
         Parameter("data", str, "'simulated', or the name of a prepared data set"),
-        Parameter("records", int, "records to simulate; of a prepared set: the first so many, 0 for all", 0, 10_000_000),
+        Parameter("records", int, "recordings to simulate, 0 for all of a prepared set", 0, 10_000_000),
         Parameter("fs", int, "sampling rate, Hz", 25, 1000),
         Parameter("seconds", int, "length of a record, s", 1, 60),
         Parameter("seed", int, "start of every random generator", 0, 2**32 - 1),
@@ -53,6 +53,7 @@ SCHEMA = {
         Parameter("stem", str, "how samples become tokens", choices=("patch", "conv")),
         Parameter("objective", str, "pretraining objective", choices=OBJECTIVES),
         Parameter("objectives", list, "pretraining objectives to compare", choices=OBJECTIVES),
+        Parameter("objective_records", int, "recordings to simulate for that comparison, 0 for all of a prepared set", 0, 10_000_000),
         Parameter("objective_epochs", int, "passes over the training records of each objective that is compared", 1, 100_000),
         Parameter("ablations", list, "changes to CR-MAE, each NAME=VALUE, several at once joined by +", empty=True),
         Parameter("mask_ratio", float, "share of tokens that is hidden", 0.05, 0.95),

@@ -13,6 +13,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config):
+    """The workers share the cores: with a thread of each for every core they would wait for one another. Read when torch is loaded."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of the unpacked real recordings."""
@@ -28,7 +34,7 @@ def real_data():
 def python():
     """Call this Python with some arguments; returns the finished process with its output as text."""
 
-    def call(*args, home=ROOT, cwd=ROOT, timeout=120):
+    def call(*args, home=ROOT, cwd=ROOT, timeout=300):
         return subprocess.run(
             [sys.executable, *map(str, args)],
             cwd=cwd,
@@ -72,6 +78,6 @@ def project(tmp_path, monkeypatch):
 def quick_book(tmp_path_factory, python):
     """The build folder of the whole book, every chapter run with the profile quick."""
     out = tmp_path_factory.mktemp("book")
-    done = python("-m", "crema_lib", "book", "--profile", "quick", "--out", out, "-p", f"out={out / 'runs'}", timeout=1200)
+    done = python("-m", "crema_lib", "book", "--profile", "quick", "--out", out, "-p", f"out={out / 'runs'}", timeout=1500)
     assert done.returncode == 0, done.stderr + done.stdout
     return out

@@ -211,6 +211,19 @@ def test_setup_seeds_and_derives(tmp_path, capsys):
     assert default.run_dir.name == "quick-s4"
 
 
+def test_a_parameter_survives_an_import_of_its_name(capsys):
+    cells = [
+        "seed: int = 4",
+        '# Parameters\nseed = 5\nobjectives = ["mae", "simclr"]\nlr = -0.1e-1\nclip = float("nan")\n',
+        "from crema_lib import objectives",
+    ]
+    with pytest.raises(CremaError, match="unknown parameter clip"):
+        notebook.setup("01_x", {"seed": 5, "objectives": ast}, cells)
+    cells[1] = cells[1].replace("clip", "# clip").replace("-0", "0")
+    p = notebook.setup("01_x", {"seed": 5, "objectives": ast}, cells)
+    assert (p.seed, p.objectives, p.lr) == (5, ["mae", "simclr"], 0.01)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there():
     with pytest.raises(CremaError, match="torch sees no GPU"):
