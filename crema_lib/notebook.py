@@ -186,11 +186,20 @@ def checkpoint(p):
 
 
 def record(p, metrics, store, **extra):
-    """Write the chapter's run record to `run_dir/records/CHAPTER.json` (see `runs.write`) and return it."""
+    """Write the chapter's run record to `run_dir/records/CHAPTER.json` (see `runs.write`) and return it.
+
+    Where the run left its files is not told: paths in `run_dir` are written from there on.
+    """
+
+    def within(value):
+        if isinstance(value, list):
+            return [within(entry) for entry in value]
+        return value.replace(f"{p.run_dir}/", "") if isinstance(value, str) else value
+
     return runs.write(
         p.run_dir / "records" / f"{p.chapter}.json",
         chapter=p.chapter,
-        parameters=p.parameters,
+        parameters={name: "" if name == "out" else within(value) for name, value in p.parameters.items()},
         metrics=metrics,
         data={"name": p.data, "records": len(store), "sha256": store.meta["sha256"]},
         wall_seconds=time.perf_counter() - _last_start[p.chapter],

@@ -230,6 +230,22 @@ def test_a_gpu_that_is_not_there():
         notebook.setup("01_x", {"device": "cuda"}, ["device: str = 'cuda'"])
 
 
+def test_a_record_does_not_tell_where_the_run_left_its_files(tmp_path):
+    given = {
+        "data": "simulated",
+        "records": 10,
+        "seconds": 5,
+        "fs": 100,
+        "out": str(tmp_path),
+        "checkpoints": [f"MAE={tmp_path}/mae/model"],
+    }
+    p = notebook.setup("01_x", given, ["\n".join(f"{name}: {type(value).__name__} = {value!r}" for name, value in given.items())])
+    store = simulated_store(tmp_path / "store", 10, fs=100, seconds=5)
+    kept = notebook.record(p, [], store)
+    assert kept["parameters"] == given | {"out": "", "checkpoints": ["MAE=mae/model"]}
+    assert str(tmp_path) not in (tmp_path / "records" / "01_x.json").read_text()
+
+
 def test_open_data(project, monkeypatch):
     monkeypatch.setenv("CREMA_DATA", str(project / "data"))
     p = types.SimpleNamespace(data="simulated", records=20, fs=100, seconds=5)
