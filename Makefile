@@ -1,24 +1,34 @@
 # make book: install, run every chapter with the quick profile, render _build/html.   make test: the whole test suite.
+# make site: render _build/site/html with the committed outputs on real recordings.   make study: run all of it on real recordings.
 VENV    ?= .venv
 PYTHON  ?= python3
 PROFILE ?= quick
 ARGS    ?=
+MINUTES ?=
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help book test lint clean distclean
+.PHONY: help book site study test lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book    install what is missing, run every chapter with the $(PROFILE) profile, render _build/html"
+	@echo "make site    render _build/site/html from the sources and the outputs in results/, without running anything"
+	@echo "make study   run what is left of the ptbxl profile, keep records and pages in results/ptbxl  (MINUTES=120 stops after two hours)"
 	@echo "make test    install what is missing, run the whole test suite      (ARGS='-k params' picks some)"
 	@echo "make lint    ruff: errors and formatting"
 	@echo "make clean   remove _build and _runs; make distclean removes $(VENV) as well"
-	@echo "variables: PROFILE=quick  VENV=.venv  PYTHON=python3  WORKERS=2 (of pytest)  ARGS="
+	@echo "variables: PROFILE=quick  VENV=.venv  PYTHON=python3  WORKERS=2 (of pytest)  ARGS=  MINUTES="
 
 book: $(VENV)/.book-installed
 	$(BIN)/python -m crema_lib book --profile $(PROFILE) $(ARGS)
+
+site: $(VENV)/.book-installed
+	$(BIN)/python -m crema_lib site $(ARGS)
+
+study: $(VENV)/.book-installed
+	$(BIN)/python -m crema_lib study $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

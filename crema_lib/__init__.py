@@ -2,10 +2,10 @@
 
 One direction of flow, each module one step, importing only what is to its left::
 
-    errors, paths -> data (archive ... store, labels, splits) -> parallel, views, sit, xresnet -> embeddings
+    errors, paths -> weights -> data (archive ... store, labels, splits) -> parallel, views, sit, xresnet -> embeddings
         -> metrics, handcrafted -> probes -> objectives -> checkpoints, batches, sharding, engine -> cost, pretrain, finetune -> baselines
-        -> evaluation, efficiency, folds, leakage, identity, leadwise, readings, waves, shift, maps -> runs -> plots -> params, notebook
-        -> kernels -> bookbuild -> __main__
+        -> evaluation, efficiency, folds, leakage, identity, leadwise, readings, waves, shift, maps
+        -> reader -> runs -> results, cards -> plots -> params, notebook -> kernels -> bookbuild -> site, study -> __main__
 """
 
 import warnings

@@ -82,6 +82,50 @@ def _book(args):
     print(bookbuild.build(**_given(args, "profile", "only", "overrides", "out", "render_pages", "jobs")))
 
 
+def _site_command(commands):
+    parser = commands.add_parser("site", help="render the book with the kept outputs of a run on real recordings, without running anything")
+    parser.add_argument("--profile", default="ptbxl", help="whose outputs in results/PROFILE/pages (default: %(default)s)")
+    parser.add_argument("--out", default="_build/site", metavar="DIR", help="build folder (default: %(default)s)")
+    parser.add_argument(
+        "--collect", nargs="+", metavar="FILE", help="keep what these executed notebooks (or folders of them) show; no rendering"
+    )
+    parser.set_defaults(run=_site)
+
+
+def _site(args):
+    from . import site
+
+    if args.collect:
+        for path in (path for name in args.collect for path in site.collect(name)):
+            print(path)
+    else:
+        print(site.render(args.profile, args.out))
+
+
+def _study_command(commands):
+    parser = commands.add_parser(
+        "study",
+        help="run what is left of a profile's chapters within a budget, then keep records and pages",
+        description="Run what is left of a profile's chapters, in as many sittings as it takes. When all is done, records are copied to "
+        "results/PROFILE and what the pages show is kept. When the minutes are spent, or on Ctrl-C or SIGTERM, chapters that run are "
+        "stopped: pretraining and fine-tuning save and go on at that step, any other computation of an unfinished chapter starts anew. "
+        "Finished chapters are run again where their source, parameters or data, or a chapter that they need, have changed; a change of "
+        "crema_lib is not seen (delete records/NN_name.key in the run's folder).",
+    )
+    parser.add_argument("--minutes", type=float, help="start nothing after so many, and stop what runs (default: no limit)")
+    parser.add_argument("--profile", default="ptbxl", help="quick, ptbxl, colab or a YAML file (default: %(default)s)")
+    parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="overrule one parameter")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: _runs/PROFILE-sSEED)")
+    parser.add_argument("--jobs", type=int, help="chapters that run at the same time (two if there are two cores or more)")
+    parser.set_defaults(run=_study)
+
+
+def _study(args):
+    from .study import study
+
+    study(**_given(args, "profile", "minutes", "overrides", "out", "jobs"))
+
+
 def _pretrain_command(commands):
     parser = commands.add_parser(
         "pretrain",
@@ -131,7 +175,7 @@ def _embed_command(commands):
     parser = commands.add_parser("embed", help="features of your own recordings from a pretrained encoder")
     parser.add_argument("files", nargs="+", metavar="FILE", help="WFDB records, CSV tables (a column a lead), or folders of recordings")
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file: record, quality, then one column a feature")
-    parser.add_argument("--checkpoint", metavar="DIR", help="folder of a model (default: the one in weights/)")
+    parser.add_argument("--checkpoint", metavar="MODEL", help="name of a model in weights/, or a folder (default: the first in weights/)")
     parser.add_argument("--readout", choices=("mean", "cls", "layers"), help="how tokens become one embedding (default: mean)")
     parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
@@ -143,10 +187,11 @@ def _embed(args):
     from pathlib import Path
 
     from .embeddings import embed_files
-    from .paths import home, resolve
+    from .paths import home
     from .sit import SiT
+    from .weights import locate
 
-    found = [resolve(args.checkpoint)] if args.checkpoint else sorted(path.parent for path in (home() / "weights").glob("*/config.json"))
+    found = [locate(args.checkpoint)] if args.checkpoint else sorted(path.parent for path in (home() / "weights").glob("*/config.json"))
     if not found:
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
     folder = found[0]
@@ -158,6 +203,24 @@ def _embed(args):
     out.parent.mkdir(parents=True, exist_ok=True)
     features.to_parquet(out, index=False)
     print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")
+
+
+def _reader_command(commands):
+    parser = commands.add_parser("reader", help="fit what a model takes along to other recordings: a probe, a reference for novelty")
+    parser.add_argument("data", metavar="NAME", help="prepared data set with labels and folds, or the folder of a store")
+    parser.add_argument("--checkpoint", required=True, metavar="MODEL", help="name of a model in weights/, or a folder; the files go there")
+    parser.add_argument("--task", help="labels of the probe: all, diag, sub, super, form, rhythm, shared or sex (default: super)")
+    parser.add_argument("--readout", choices=("mean", "cls", "layers"), help="how tokens become one embedding (default: layers)")
+    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+    parser.set_defaults(run=_reader)
+
+
+def _reader(args):
+    from . import reader
+    from .data.store import find
+
+    made = reader.make(args.checkpoint, find(args.data), progress=True, **_given(args, "task", "readout", "device"))
+    print(f"{made.model.name}: a probe for {', '.join(made.model.names)}, and a reference for novelty")
 
 
 def _leakage_command(commands):
@@ -180,6 +243,45 @@ def _leakage(args):
         raise CremaError(f"recordings or patients leak: {report.sentence()}")
 
 
+def _publish_command(commands):
+    parser = commands.add_parser("publish", help="put a trained model into weights/, in half precision and with checksums")
+    parser.add_argument("folder", metavar="FOLDER", help="of the trained model, e.g. _runs/ptbxl-s0/pretrain/model")
+    parser.add_argument("name", metavar="NAME", help="of the model in weights/; one of that name is replaced")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of the matrices (default: float16)")
+    parser.add_argument("--measure", metavar="SET", help="first measure on this prepared data set what half precision costs (a record)")
+    parser.add_argument("--profile", default="ptbxl", help="whose records the measurement joins (default: %(default)s)")
+    parser.set_defaults(run=_publish)
+
+
+def _publish(args):
+    from . import weights
+    from .data.store import find
+    from .paths import home
+
+    if args.measure:
+        path = home() / "results" / args.profile / "precision.json"
+        record = weights.measure_precision(args.folder, find(args.measure), path, progress=True)
+        print(f"{path}: {weights.gentlest(record)} changes fold 9 least")
+    print(f"{weights.publish(args.folder, args.name, **_given(args, 'dtype'))}: next, python -m crema_lib cards")
+
+
+def _cards_command(commands):
+    parser = commands.add_parser("cards", help="write model card and datasheet anew from the committed records")
+    parser.add_argument("--profile", default="ptbxl", help="whose records are read (default: %(default)s)")
+    parser.add_argument("--count", metavar="SET", help="first count what this prepared data set holds (the record of the datasheet)")
+    parser.set_defaults(run=_cards)
+
+
+def _cards(args):
+    from . import cards
+    from .data.store import find
+    from .paths import home
+
+    if args.count:
+        cards.write_counts(find(args.count), home() / "results" / args.profile / "datasheet.json")
+    print("\n".join(cards.write(args.profile)))
+
+
 def _given(args, *names):
     """The named options that were given, so that the defaults of the function called stay the only ones."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -192,9 +294,14 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
     _book_command(commands)
+    _site_command(commands)
+    _study_command(commands)
     _pretrain_command(commands)
     _embed_command(commands)
+    _reader_command(commands)
     _leakage_command(commands)
+    _publish_command(commands)
+    _cards_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

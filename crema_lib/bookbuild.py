@@ -75,7 +75,7 @@ def build(profile="quick", only=(), overrides=(), out="_build", render_pages=Tru
     values, out, picked = params.load_profile(profile), resolve(out), select(only)
     if not picked:
         raise CremaError(f"{home()} has no chapter: _toc.yml names no notebook that is there")
-    values |= _parse(overrides, picked)
+    values |= parse(overrides, picked)
     executed = out / "executed" / values.get("profile", "default")
     os.environ.pop("MPLBACKEND", None)  # a backend without pictures, as servers set it, would leave the chapters without figures
     started = time.perf_counter()
@@ -86,10 +86,10 @@ def build(profile="quick", only=(), overrides=(), out="_build", render_pages=Tru
 
 def declared(path):
     """Names of the parameters that a chapter has, in order."""
-    return parameter_names(cell.source for cell in _read(home() / path).cells if cell.cell_type == "code")
+    return parameter_names(cell.source for cell in read(home() / path).cells if cell.cell_type == "code")
 
 
-def _parse(overrides, picked):
+def parse(overrides, picked):
     known = sorted({name for path in picked for name in declared(path)})
     values = {}
     for text in overrides:
@@ -104,18 +104,20 @@ def _parse(overrides, picked):
 
 def needs(path):
     """Names of the chapters that a chapter's first cell links to after "You need"."""
-    told = _read(home() / path).cells[0].source.partition("**You need**")[2].partition("**Time**")[0]
+    told = read(home() / path).cells[0].source.partition("**You need**")[2].partition("**Time**")[0]
     return {Path(link).name for link in re.findall(r"\]\(([\w./]+\.ipynb)\)", told)}
 
 
-def run_chapters(picked, executed, values, jobs):
+def run_chapters(picked, executed, values, jobs, stop=lambda: False, finished=lambda path: None):
     """Run chapters, each in a kernel of its own, up to `jobs` at a time, and none before those of them that it needs.
 
     Args:
         picked: paths. executed: folder for the results. values: of the parameters. jobs: the cores are shared out among them.
+        stop: asked each second; once it is true no chapter starts, and those that run are ended, see `kernels.stop`.
+        finished: called with the path of each chapter that has run to its end.
 
     Raises:
-        CremaError: see `run_chapter`; the chapters that still run are stopped.
+        CremaError: see `run_chapter`; the chapters that still run are ended in the same way.
     """
     waiting, running, ahead = list(picked), {}, {path.name for path in picked}
     needed = {path: needs(path) for path in picked}
@@ -123,18 +125,21 @@ def run_chapters(picked, executed, values, jobs):
     manager = kernels.warm_up(max(1, (os.cpu_count() or 1) // jobs))
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            while waiting or running:
+            while (waiting or running) and not stop():
                 ready = [path for path in waiting if not needed[path] & ahead] or waiting[: not running]
                 for path in ready[: jobs - len(running)]:
                     waiting.remove(path)
                     running[pool.submit(run_chapter, path, executed / path, values, manager)] = path
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                for done in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     path = running.pop(done)
                     print(f"  {path.stem:<28} {done.result():6.1f} s", flush=True)
                     ahead.discard(path.name)
+                    finished(path)
         finally:
             if running:
                 kernels.stop()
+    for path in (path for done, path in running.items() if not done.exception()):  # it was at its end when it was to be ended
+        finished(path)
 
 
 def run_chapter(source, target, values, manager=None):
@@ -173,8 +178,30 @@ def run_chapter(source, target, values, manager=None):
 def render(executed, out):
     """Render the book from the executed chapters of one profile; returns the path of the first page.
 
-    Colab and issue buttons keep pointing at the sources, as the build folder has the same relative paths. A warning is an error,
-    except where a chapter has no run yet: such a page lacks what other pages refer to.
+    A warning is an error, except where a chapter has no run yet: such a page lacks what other pages refer to.
+
+    Raises:
+        CremaError: Jupyter Book warned or failed.
+    """
+    ran = [path for path in chapters() if is_run_of(executed / path, home() / path)]
+    if missing := [path.stem for path in chapters() if path not in ran]:
+        print(
+            f"  without results, as they have not been run to the end with this profile since they changed: {', '.join(missing)}",
+            flush=True,
+        )
+    return typeset({path: _folded(read(executed / path)) for path in ran}, out, strict=not missing)
+
+
+def typeset(notebooks, out, strict=True):
+    """Render the book's pages with these notebooks in the place of the sources; nothing is executed.
+
+    Colab and issue buttons keep pointing at the sources, as the build folder has the same relative paths.
+
+    Args:
+        notebooks: dict from a chapter's path to its notebook. out: build folder. strict: a warning is an error.
+
+    Returns:
+        Path of the first page.
 
     Raises:
         CremaError: Jupyter Book warned or failed.
@@ -183,27 +210,18 @@ def render(executed, out):
     shutil.rmtree(pages, ignore_errors=True)
     shutil.rmtree(out / "html", ignore_errors=True)
     shutil.copytree(home() / "book", pages / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    missing = []
-    for path in chapters():
-        if _is_run_of(executed / path, home() / path):
-            _fold_injected(executed / path, pages / path)
-        else:
-            missing.append(path.stem)
-    if missing:
-        print(
-            f"  without results, as they have not been run to the end with this profile since they changed: {', '.join(missing)}",
-            flush=True,
-        )
+    for path, notebook in notebooks.items():
+        nbformat.write(notebook, pages / path)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(pages)]
     command += ["--path-output", str(out), "--all", "--quiet", "-n"]
     command += ["--config", str(home() / "_config.yml"), "--toc", str(home() / "_toc.yml")]
-    command += [] if missing else ["-W", "--keep-going"]
+    command += ["-W", "--keep-going"] if strict else []
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=_environment())
     log = _ANSI.sub("", done.stdout + done.stderr)
     (out / "render.log").write_text(log, encoding="utf-8")
     notes = [line for line in log.splitlines() if re.search(r"WARNING|ERROR|Error:", line)]
     index = out / "_build" / "html"
-    if done.returncode or not (index / "index.html").is_file() or (notes and not missing):
+    if done.returncode or not (index / "index.html").is_file() or (notes and strict):
         shown = "\n  ".join(notes[:20] or log.strip().splitlines()[-5:])
         raise CremaError(f"the book was not rendered without warnings (all of it: {out / 'render.log'}):\n  {shown}")
     index.rename(out / "html")
@@ -211,36 +229,41 @@ def render(executed, out):
     return out / "html" / "index.html"
 
 
-def _fold_injected(source, target):
-    """Copy an executed notebook with papermill's cell folded: what the run was given can be opened, and is not in the way."""
-    notebook = _read(source)
+def fold(cell, prompt="Parameters of this run"):
+    """Fold the input of a cell under a prompt: it can be opened, and is not in the way."""
+    cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+    cell.metadata["mystnb"] = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
+    return cell
+
+
+def _folded(notebook):
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].append("hide-input")
-            cell.metadata["mystnb"] = {"code_prompt_show": "Parameters of this run", "code_prompt_hide": "Parameters of this run"}
-    nbformat.write(notebook, target)
+            fold(cell)
+    return notebook
 
 
 def _environment():
     return {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
-def _read(path):
+def read(path):
+    """A notebook; CremaError where there is none."""
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:
         raise CremaError(f"{path} is no readable notebook: {error}") from None
 
 
-def _is_run_of(executed, source):
+def is_run_of(executed, source):
     """True where the notebook was run to its end and has the cells of the source (apart from papermill's own)."""
     if not executed.is_file():
         return False
-    kept = _read(executed).metadata.get("papermill", {})
+    kept = read(executed).metadata.get("papermill", {})
     if kept.get("exception") or kept.get("duration") is None:  # it failed, or was killed on the way
         return False
     cells = [
-        [cell.source for cell in _read(path).cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        [cell.source for cell in read(path).cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         for path in (executed, source)
     ]
     return cells[0] == cells[1]

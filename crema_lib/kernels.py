@@ -77,7 +77,7 @@ def warm_up(threads):
 
 
 def stop():
-    """End the kernels that still run."""
+    """Ask the kernels that run to end. One that trains saves first (`engine.fit` raises `Stopped`), any other dies at once."""
     for process in multiprocessing.active_children():
         process.terminate()
 

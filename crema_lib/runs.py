@@ -104,7 +104,7 @@ def read(path):
     Raises:
         CremaError: no file, no JSON, or a key is missing.
     """
-    path = resolve(path)
+    path = _latest(resolve(path))
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -137,6 +137,17 @@ def table(paths):
         rows += [{**head, **{key: metric[key] for key in METRIC_KEYS}, **tail} for metric in record["metrics"]]
     columns = ["chapter", "profile", *METRIC_KEYS, "commit", "device"]
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
+
+
+def _latest(path):
+    """A committed record, or the one of its chapter and profile that the run has just written into the folder `$CREMA_RECORDS`.
+
+    So a chapter that prints its committed record prints, in a study whose records are about to be committed, what the study has found.
+    """
+    own = Path(os.environ.get("CREMA_RECORDS") or path.parent) / path.name
+    if own == path or path.parent.parent != home() / "results" or not own.is_file():
+        return path
+    return own if json.loads(own.read_text(encoding="utf-8"))["parameters"].get("profile") == path.parent.name else path
 
 
 def _validate(record, path):

@@ -4,7 +4,6 @@ The width, depth and heads of Ti, S and B are those of ViT (Dosovitskiy et al. 2
 """
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from . import weights
 from .data.leads import LEADS, to_canonical
 from .data.prepare import condition, crop_or_pad
 from .errors import CremaError
@@ -125,13 +125,20 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
 
     @classmethod
     def from_pretrained(cls, folder, **options):
-        """Load from a folder that `save_pretrained` wrote, or from a Hugging Face hub id; evaluation mode.
+        """Load a model in single precision and evaluation mode; only safetensors and JSON are read, which cannot run code.
+
+        Args:
+            folder: that `save_pretrained` or `weights.publish` wrote, the name of a model in `weights/`, or a Hugging Face hub id. Where
+                the model comes with checksums its files are compared with them first.
+            options: of the hub (`weights.HUB`), or of the SiT to overrule its configuration, such as `drop_path`.
 
         Raises:
-            CremaError: nothing there, a damaged file, or weights that do not fit the configuration beside them.
+            CremaError: nothing there, a damaged or exchanged file, or weights that do not fit the configuration beside them.
         """
+        folder = weights.locate(folder, **{name: options.pop(name) for name in weights.HUB if name in options})
+        weights.verify(folder, weights.ENCODER)
         try:
-            if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+            if not (folder / "config.json").is_file():
                 raise FileNotFoundError("no config.json")
             with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
                 return super().from_pretrained(str(folder), **options).eval()

@@ -61,6 +61,7 @@ def test_environment_yml_installs_the_same():
 def test_imports_are_declared():
     """Every module that crema_lib imports comes with Python or is asked for."""
     modules = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "matplotlib_inline": "ipykernel", "IPython": "ipykernel"}
+    modules |= {"PIL": "pillow"}
     asked = {canonicalize_name(entry.name) for entry in ASKED}
     for path in [*(ROOT / "crema_lib").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         nodes = list(ast.walk(ast.parse(path.read_text())))

@@ -6,8 +6,8 @@ An objective is an `Objective` module: built from an encoder and options, called
 
 import inspect
 import json
-from pathlib import Path
 
+from .. import weights
 from ..errors import CremaError
 from .base import Objective
 from .cmsc import CMSC
@@ -67,13 +67,18 @@ def build(name, encoder, **chosen):
 
 
 def load(folder):
-    """The objective that a folder holds, of whatever class, see `Objective.save_pretrained`.
+    """The objective of a model, of whatever class, see `Objective.save_pretrained`; `folder` may be a name as in `SiT.from_pretrained`.
 
     Raises:
-        CremaError: the folder holds no objective, or one of an unknown class.
+        CremaError: there is no objective, one of an unknown class, or a file that is damaged or was exchanged.
     """
-    path = Path(folder) / "objective.json"
-    name = json.loads(path.read_text()).get("class") if path.is_file() else None
+    folder = weights.locate(folder)
+    weights.verify(folder, weights.HEADS)
+    path = folder / "objective.json"
+    try:
+        name = json.loads(path.read_text()).get("class")
+    except (OSError, ValueError, AttributeError):  # not there, no JSON, no object
+        name = None
     known = {one.__name__: one for one in OBJECTIVES.values()}
     if name not in known:
         raise CremaError(f"{folder} holds no objective of a known class ({', '.join(known)}), it says {name}")

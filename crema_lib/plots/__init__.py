@@ -13,6 +13,7 @@ from .leakage import closest
 from .maps import scatter_html, umap_panels
 from .objectives import by_layer, likeness, score_panels
 from .paper import LAYOUTS, ecg, superclasses
+from .results import beside
 from .scores import CHANCE, comparison, curves, label_forest
 from .shift import away, net_benefit
 from .signals import attention, positions, reconstruction, spectra, tokens
@@ -33,6 +34,7 @@ __all__ = [
     "WIDTH",
     "attention",
     "away",
+    "beside",
     "by_layer",
     "by_leads",
     "closest",

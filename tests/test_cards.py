@@ -1,0 +1,227 @@
+"""Model card and datasheet: that they say what the records say, and that the committed pages are those of the committed records."""
+
+import copy
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from crema_lib import __main__ as cli
+from crema_lib import cards, runs, weights
+from crema_lib.data.simulate import simulated_store
+from crema_lib.errors import CremaError
+
+NAME = weights.names()[0]
+TEMPLATES = ("model_card.md", "datasheet.md")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return simulated_store(tmp_path_factory.mktemp("data") / "store", 400, seed=0, fs=100, seconds=5)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return cards.read_all()
+
+
+@pytest.fixture(scope="module")
+def card(committed):
+    return cards.model_card(NAME, committed)
+
+
+@pytest.fixture
+def records(committed):
+    return copy.deepcopy(committed)
+
+
+# --- the committed pages
+
+
+def test_the_committed_pages_are_what_the_records_say():
+    for path, text in cards.pages().items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, f"{path} is not what the records say now: run {cards.COMMAND}"
+
+
+def test_pages_cite_and_link_what_is_there(card, committed):
+    keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text()))
+    for page in (card, cards.datasheet(committed)):
+        cited = {key for group in re.findall(r"\{cite:[tp]\}`([\w,]+)`", page) for key in group.split(",")}
+        assert cited and cited <= keys
+        links = re.findall(r"\]\((?!https://)([^)]+)\)", page)
+        assert links and all((ROOT / "book" / link).is_file() for link in links)
+        assert page.count("\n# ") + page.startswith("# ") == 1
+        assert "nan" not in page.lower().split() and "None" not in page
+
+
+def test_no_result_is_typed():
+    """Numbers in the words are those of names (12 leads, 95 %, float32), and the rest comes from records."""
+    for name in TEMPLATES:
+        words = (ROOT / "crema_lib" / name).read_text()
+        words = re.sub(r"\{cite:\w\}`[^`]+`|\[\]\([^)]+\)|```.*?```", "", words, flags=re.DOTALL)
+        assert set(re.findall(r"\d+", words)) <= {"12", "95", "32", "256"}
+
+
+def test_the_readme_is_a_page_of_the_hub(card, committed):
+    text = cards.readme(NAME, card, committed)
+    _, front, body = text.split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert data["license"] == "mit" and data["library_name"] == "crema_lib" and "ecg" in data["tags"]
+    results = data["model-index"][0]["results"]
+    assert [one["dataset"]["config"] for one in results] == ["all", "diag", "sub", "super", "form", "rhythm"]
+    expected = cards._metric(committed, "04_linear_probing", "macro AUROC", "form", "CR-MAE").value
+    assert results[4]["metrics"] == [{"type": "roc_auc", "value": round(expected, 4), "name": "macro AUROC of a linear probe"}]
+    assert "{cite" not in body and "[](" not in body
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", body):
+        assert (ROOT / "weights" / NAME / link).resolve().is_file()
+    assert "[Mitchell et al. (2019)](https://doi.org/10.1145/3287560.3287596)" in body
+
+
+# --- what the card says
+
+
+def test_the_card_follows_the_records(card, records):
+    def change(chapter, name, task, model, **values):
+        (found,) = [m for m in records[chapter]["metrics"] if (m["name"], m["task"], m["model"]) == (name, task, model)]
+        found.update(values)
+
+    change("05_fine_tuning", "macro AUROC", "all", "CR-MAE", value=0.12345, low=0.11111, high=0.13333)
+    change("05_fine_tuning", "macro AUROC", "all", "CR-MAE - random initialisation", value=-0.5, low=-0.6, high=-0.4)
+    change("05_fine_tuning", "macro AUROC", "all", "CR-MAE - xresnet1d101", value=0.01, low=-0.01, high=0.02)
+    place = next(
+        row
+        for row in records["09_other_hospitals"]["extra"]["other places"]
+        if (row["sample"], row["metric"], row["model"]) == ("ludb", "sensitivity", cards.PROBE)
+    )
+    place.update(home=0.99, value=0.01, low=0.0, high=0.02, drop=0.98)
+    for row in records["10_corruptions"]["extra"]["conditions"]:
+        if row["kind"] == "reversal" and row["metric"] == "auroc" and row["model"] == cards.PROBE:
+            row.update(drop=0.4 if row["sample"].startswith("V1") else 0.1, value=0.444, low=0.4, high=0.5, home=0.9)
+    after = cards.model_card(NAME, records).replace("\N{NO-BREAK SPACE}", " ")
+    assert "0.123 [0.111, 0.133]" in after and "0.123 [0.111, 0.133]" not in card.replace("\N{NO-BREAK SPACE}", " ")
+    assert "below its random twin (-0.500 [-0.600, -0.400])" in after
+    assert "neither above nor below xresnet1d101 (0.010 [-0.010, 0.020])" in after
+    assert "the sensitivity, home → there, is 0.990 → 0.010 [0.000, 0.020] (ludb)" in after
+    assert "V1 and V2 exchanged, macro AUROC 0.900 → 0.444 [0.400, 0.500]" in after
+
+
+def test_tables_and_numbers():
+    assert (
+        cards._table(("a", "b"), [("x", "1,000"), ("y", "-2.5 [1, 2]")]) == "| a | b |\n| --- | ---: |\n| x | 1,000 |\n| y | -2.5 [1, 2] |"
+    )
+    assert cards._score(cards.Interval(-0.0001, -0.2, 0.3)) == "0.000 [-0.200,\N{NO-BREAK SPACE}0.300]"
+    assert [cards._list(words) for words in ("", "a", "abc")] == ["none", "a", "a, b and c"]
+    assert cards.FOLDS["train_folds"] == "1 to 8" and cards.FOLDS["held_folds"] == "9 and 10"
+
+
+def test_energy_is_hours_times_watts_times_the_building():
+    cpu = {"wall_seconds": 7200, "device": {"type": "cpu", "name": "x", "cpus": 3}}
+    assert cards.energy(cpu) == pytest.approx(2 * 3 * cards.CORE_WATTS / 1000 * cards.OVERHEAD)
+    gpu = {"wall_seconds": 1800, "device": {"type": "cuda", "name": "Tesla T4", "cpus": 2}}
+    assert cards.energy(gpu) == pytest.approx(0.5 * 0.07 * cards.OVERHEAD)
+    with pytest.raises(CremaError, match="the watts of Abacus are not known: add the device to GPU_WATTS"):
+        cards.energy({"wall_seconds": 1, "device": {"type": "cuda", "name": "Abacus", "cpus": 2}})
+
+
+# --- records that do not fit
+
+
+def test_records_of_another_model_are_refused(records):
+    records["03_pretraining"]["parameters"]["depth"] = 7
+    with pytest.raises(CremaError, match=r"the records are of another model than these weights, which have depth 6 and not 7: commit"):
+        cards.model_card(NAME, records)
+    records["03_pretraining"]["parameters"]["depth"] = 0
+    records["03_pretraining"]["parameters"]["objective"] = "mae"
+    with pytest.raises(CremaError, match="objective CRMAE and not MAE"):
+        cards.model_card(NAME, records)
+    records["03_pretraining"]["parameters"]["objective"] = "cr_mae"
+    records["precision"]["extra"]["config"]["scale"] = [1.0] * 12
+    with pytest.raises(CremaError, match="which have scale"):
+        cards.model_card(NAME, records)
+
+
+def test_what_a_record_lacks(records, tmp_path, monkeypatch):
+    extra = records["10_corruptions"]["extra"]
+    extra["conditions"] = [row for row in extra["conditions"] if row["model"] != cards.PROBE]
+    with pytest.raises(CremaError, match=r"the record 10_corruptions has no rows of conditions with .*CR-MAE, probe.*run it again"):
+        cards.model_card(NAME, records)
+    records["05_fine_tuning"]["metrics"] = [m for m in records["05_fine_tuning"]["metrics"] if m["task"] != "form"]
+    with pytest.raises(CremaError, match=r"the record 05_fine_tuning has 0 rows for macro AUROC, form, .* where the cards need one"):
+        cards.model_card(NAME, records)
+    del records["datasheet"]
+    for page in (lambda: cards.model_card(NAME, records), lambda: cards.datasheet(records)):
+        with pytest.raises(CremaError, match=r"the cards need the record datasheet\.json, which is not there"):
+            page()
+    monkeypatch.setenv("CREMA_HOME", str(tmp_path))
+    with pytest.raises(CremaError, match="weights/ holds no model: python -m crema_lib publish"):
+        cards.pages()
+    with pytest.raises(CremaError, match="results/ptbxl holds no run record"):
+        cards.read_all()
+
+
+def test_words_and_values_must_meet():
+    with pytest.raises(CremaError, match=r"datasheet\.md and its values differ in .*surplus"):
+        cards._fill("datasheet.md", {"surplus": 1})
+
+
+# --- counts of a data set
+
+
+def test_counts_are_those_of_the_table(store, tmp_path):
+    folder = shutil.copytree(store.path, tmp_path / "store")
+    copied = type(store)(folder)
+    (folder / "report.csv").unlink(missing_ok=True)
+    with pytest.raises(CremaError, match=r"report\.csv is not there: prepare the data set again"):
+        cards.count(copied)
+    report = [("a", "record a: too short", "left out"), ("b", "record b: too short", "left out"), ("c", "nan:V1", "kept with flag")]
+    pd.DataFrame(report, columns=["record", "reason", "action"]).to_csv(folder / "report.csv", index=False)
+    copied.table.loc[:2, "quality"] = ["age>89", "flat:V1;static_noise", "flat:V2"]
+    copied.table.loc[0, "age"] = np.nan
+    table, told = copied.table, cards.count(copied)
+    assert told["left out"] == 2 and told["reasons"] == {"too short": 2}
+    assert told["patients"] == table["patient"].nunique()
+    assert told["several"] == (table["patient"].value_counts() > 1).sum() and told["most"] == table["patient"].value_counts().max()
+    assert [part["records"] for part in told["parts"]] == [
+        (table["fold"] < 9).sum(),
+        (table["fold"] == 9).sum(),
+        (table["fold"] == 10).sum(),
+    ]
+    norm = table["labels"].str.split(";").map(lambda codes: "NORM" in codes)
+    assert [part["NORM"] for part in told["parts"]] == [
+        norm[table["fold"] < 9].sum(),
+        norm[table["fold"] == 9].sum(),
+        norm[table["fold"] == 10].sum(),
+    ]
+    (row,) = [row for row in told["statements"] if row["code"] == "NORM"]
+    assert row["train"] + row["valid"] + row["test"] == norm.sum()
+    bands = {row["age"]: row["records"] for row in told["age"]}
+    assert sum(bands.values()) == 400 and bands[">=90"] == 1
+    assert bands["40-59"] == table["age"].between(40, 59.999).sum()
+    assert told["quality"]["flat"] == 2 and "age>89" not in told["quality"]
+    assert sum(row["records"] for row in told["device"]) == 400 == sum(told["sex"].values())
+    assert told["site"] == [{"site": "other", "records": 400, "patients": told["patients"]}], "small sites are counted together"
+    text = json.dumps(told)
+    assert not any(f'"{name}"' in text for name in [*table["record"], *table["patient"]]), "counts only"
+
+
+def test_the_command_counts_and_writes_all_pages(store, tmp_path, monkeypatch, capsys):
+    (store.path / "report.csv").write_text("record,reason,action\n")
+    for folder in ("results", "weights"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "book").mkdir()
+    monkeypatch.setenv("CREMA_HOME", str(tmp_path))
+    monkeypatch.setitem(cards.__dict__, "dataset", lambda name, old=cards.dataset: old("ptb-xl" if name == "simulated" else name))
+    assert cli.main(["cards", "--count", str(store.path)]) == 0
+    told = capsys.readouterr().out.split()
+    assert told == [f"weights/{NAME}/README.md", "book/model_card.md", "book/datasheet.md"]
+    record = runs.read(tmp_path / "results" / "ptbxl" / "datasheet.json")
+    assert record["data"] == {"name": "simulated", "records": 400, "sha256": store.meta["sha256"]}
+    assert "400 recordings of" in (tmp_path / "book" / "datasheet.md").read_text()
+    (tmp_path / "results" / "ptbxl" / "12_maps.json").unlink()
+    assert cli.main(["cards"]) == 1
+    assert "the cards need the record 12_maps.json" in capsys.readouterr().err
