@@ -319,8 +319,16 @@ def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
     assert checkpoints.found(tmp_path) == []
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT: a shell's job in the background ignores it, and so do the tests that it runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(store, tmp_path, monkeypatch, whole, number):
+def test_a_signal_saves_and_leaves(store, tmp_path, monkeypatch, whole, interruptible, number):
     before = signal.getsignal(number)
     calls = disturb(monkeypatch, lambda: os.kill(os.getpid(), number), 6)
     with pytest.raises(Stopped, match=f"stopped by {number.name} after step 7 of 10: the checkpoint is saved") as stopped:
@@ -338,7 +346,7 @@ def test_a_signal_in_the_last_step_is_not_lost(store, tmp_path, monkeypatch, who
     same(run(store, tmp_path), whole)
 
 
-def test_a_second_interrupt_does_not_wait(store, tmp_path, monkeypatch):
+def test_a_second_interrupt_does_not_wait(store, tmp_path, monkeypatch, interruptible):
     disturb(monkeypatch, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], 6)
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path)

@@ -95,7 +95,7 @@ def test_the_encoders_of_the_chapters(tmp_path):
         (str(tmp_path / "other"), "is written NAME=FOLDER"),
         ("MAE only=", "is written NAME=FOLDER"),
         (f"CR-MAE, probe={tmp_path / 'other'}", "an encoder named CR-MAE, probe already"),
-        (f"none={tmp_path / 'nowhere'}", "holds no Signal Transformer"),
+        (f"none={tmp_path / 'nowhere'}", "is no folder and no model"),
         (f"CNN={tmp_path / 'finetune' / 'xresnet1d101-s3' / 'model'}", "holds no Signal Transformer"),
     ):
         with pytest.raises(CremaError, match=sentence):

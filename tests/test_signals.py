@@ -106,8 +106,8 @@ def test_an_objective_is_loaded_by_what_its_folder_says(store, tmp_path):
     again, before = (signals.reconstruction_error(one, store, [1, 2], draws=1) for one in (load(tmp_path), objective))
     np.testing.assert_allclose(again, before, rtol=1e-5)
     (tmp_path / "objective.json").write_text('{"class": "Other"}')
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CremaError, match="holds no objective of a known class"):
+    for folder, sentence in ((tmp_path, "holds no objective of a known class"), (tmp_path / "nowhere", "is no folder and no model")):
+        with pytest.raises(CremaError, match=sentence):
             load(folder)
 
 
