@@ -176,7 +176,7 @@ def test_bibliography_has_each_key_once_and_the_fields_that_its_style_needs():
     entries = re.findall(r"^@(\w+)\{([^,]+),\n(.*?)\n\}$", BIB, re.MULTILINE | re.DOTALL)
     assert len(entries) == BIB.count("\n@")
     assert [key for _, key, _ in entries] == list(parse_string(BIB, "bibtex").entries)  # which refuses a key that is there twice
-    place = {"article": "journal", "inproceedings": "booktitle", "book": "publisher", "misc": "year"}
+    place = {"article": "journal", "inproceedings": "booktitle", "book": "publisher", "techreport": "institution", "misc": "year"}
     for kind, key, body in entries:
         fields = dict(re.findall(r"^  (\w+) = \{(.+)\},$", body, re.MULTILINE))
         assert len(fields) == len(body.splitlines()), f"{key}: one field a line"
