@@ -150,10 +150,7 @@ def _pretrain(args):
 
     chosen = {}
     for text in args.overrides:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise CremaError(f"-p {text} is no name=value")
-        chosen[name] = params.parse(name, value)
+        name, chosen[name] = params.parse_pair(text)
         if name not in PARAMETERS:
             raise CremaError(f"pretraining reads no parameter {name}: it reads {', '.join(PARAMETERS)}")
     if args.objective:
@@ -169,6 +166,42 @@ def _pretrain(args):
     pretrain(p, store)
     if process.is_main_process:
         print(f"the model is in {p.run_dir / 'pretrain' / 'model'}")
+
+
+def _search_command(commands):
+    parser = commands.add_parser(
+        "search",
+        help="try changes of a profile and keep what each reaches on fold 9",
+        description="Try changes of a profile, one after another, and keep what each reaches on fold 9 in a log that the book prints. A "
+        "change of pretraining (mask_ratio=0.75, patch=50+lr=1e-3, objective=jepa) is judged by linear probes, one of fine-tuning "
+        "(finetune_lr=1e-3) by the network itself. Trials in the log are not run again; an interrupted one goes on.",
+    )
+    parser.add_argument("changes", nargs="+", metavar="CHANGE", help="name=value, several joined by +; '' for the profile as it is")
+    parser.add_argument("--profile", default="ptbxl", help="quick, ptbxl, colab or a YAML file (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: _runs/PROFILE-sSEED)")
+    parser.add_argument("--log", metavar="FILE", help="CSV file of the log (default: results/PROFILE/search.csv)")
+    parser.add_argument("--checkpoint", metavar="MODEL", help="encoder to fine-tune: a name in weights/ or a folder")
+    parser.add_argument("--note", help="kept with the rows")
+    parser.set_defaults(run=_search)
+
+
+def _search(args):
+    from types import SimpleNamespace
+
+    import torch
+
+    from . import notebook, params
+    from .paths import resolve
+    from .search import search
+    from .weights import locate
+
+    p = SimpleNamespace(**params.load_profile(args.profile))
+    p.run_dir = resolve(args.out or f"_runs/{p.profile}-s{p.seed}")
+    p.device = ("cuda" if torch.cuda.is_available() else "cpu") if p.device == "auto" else p.device
+    checkpoint = locate(args.checkpoint) if args.checkpoint else None
+    log = args.log or f"results/{p.profile}/search.csv"
+    search(p, notebook.open_data(p), args.changes, log, checkpoint=checkpoint, **_given(args, "note"))
+    print(resolve(log))
 
 
 def _embed_command(commands):
@@ -297,6 +330,7 @@ def main(argv=None):
     _site_command(commands)
     _study_command(commands)
     _pretrain_command(commands)
+    _search_command(commands)
     _embed_command(commands)
     _reader_command(commands)
     _leakage_command(commands)

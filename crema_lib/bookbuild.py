@@ -93,10 +93,7 @@ def parse(overrides, picked):
     known = sorted({name for path in picked for name in declared(path)})
     values = {}
     for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise CremaError(f"-p {text} is no name=value")
-        values[name] = params.parse(name, value)
+        name, values[name] = params.parse_pair(text)
         if name not in known:
             raise CremaError(f"no chapter that is to be run has a parameter {name}: they have {', '.join(known)}")
     return values

@@ -203,6 +203,27 @@ def parse(name, text):
     return check({name: value})[name]
 
 
+def parse_pair(text):
+    """(name, value) of a text `name=value`, see `parse`.
+
+    Raises:
+        CremaError: no equals sign, or as `parse`.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CremaError(f"{text} is no name=value")
+    return name, parse(name, value)
+
+
+def parse_change(text):
+    """Dict of the parameters that a change names: "mask_ratio=0.75", or several with "+" between them; "" changes nothing.
+
+    Raises:
+        CremaError: as `parse_pair`.
+    """
+    return dict(parse_pair(part) for part in text.split("+")) if text else {}
+
+
 def load_profile(profile):
     """Parameters of a profile: a name (`quick` is params/quick.yaml) or the path of a YAML file, checked.
 

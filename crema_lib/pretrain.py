@@ -1,6 +1,7 @@
 """Pretraining as chapter 03 and the command line run it: parameters in, a saved model and its log out."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import torch
 
@@ -47,6 +48,13 @@ def new_encoder(p, store, rows):
 def unused(objective):
     """Those parameters of `OPTIONS` that an objective does not have, in order: whatever they are, its runs are the same."""
     return [name for name in OPTIONS if name not in options(objective)]
+
+
+def variant(p, objective, seed, **changed):
+    """Parameters of one run of a comparison: those of `p` for `p.objective_epochs` passes, with changes, in a folder of its own."""
+    folder = "-".join([objective, f"s{seed}", *(f"{name}-{value}" for name, value in changed.items())])
+    own = {"objective": objective, "seed": seed, "epochs": p.objective_epochs, "run_dir": p.run_dir / "objectives" / folder}
+    return SimpleNamespace(**{**vars(p), **own, **changed})
 
 
 def pretrain(p, store, *, progress=True):
