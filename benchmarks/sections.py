@@ -1,7 +1,8 @@
 """`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
 
 Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), compiled (whether torch.compile
-pays), steps (sizes and sampling rates), parts (everything else), profile (where a step's time goes). Offline: recordings are simulated.
+pays), steps (sizes and sampling rates), parts (everything else), whole (a set as large as PTB-XL: its files embedded, and its map),
+profile (where a step's time goes). Offline: recordings are simulated.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import bound, reference
-from crema_lib import cost, finetune, runs
+from crema_lib import cost, finetune, maps, runs
+from crema_lib.data import manifest
 from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
-from crema_lib.embeddings import embed_store
+from crema_lib.data.store import TEST, TRAIN, VALID
+from crema_lib.embeddings import embed_files, embed_store
 from crema_lib.engine import Training, fit
 from crema_lib.objectives import build
 from crema_lib.paths import home
@@ -165,6 +168,24 @@ def parts(bench):
     bench.add("records/s", "fine-tuning, 71 labels", size, float(log["records_per_s"].max()))
 
 
+def whole(bench):
+    """From files to features as `embed` does it, and from a store to a map, once, for as many recordings as PTB-XL has; records/s."""
+    size, records = "xs", bench.options.records or int(manifest.load().loc["ptb-xl", "records"])
+    encoder, files = SiT.of_size(size).to(bench.device), bench.folder / "wfdb-whole"
+    few = min(records, 2048)
+    reference.write_files(files, few, fs=100)
+    seconds = cost.timed(lambda: embed_files(encoder, [files], device=bench.device), bench.device)
+    bench.add("records/s", "embed, 100 Hz WFDB files", size, few / seconds, few)
+    store = simulated_store(bench.folder / "store-whole", records)
+    training, rest = store.rows(TRAIN), store.rows([*VALID, *TEST])
+
+    def draw():
+        features = embed_store(encoder, store, readout="layers", device=bench.device)
+        maps.fit_map(features[training]).transform(features[rest])
+
+    bench.add("records/s", "embedding and UMAP", size, records / cost.timed(draw, bench.device), records)
+
+
 def profile(bench):
     """Kinds of kernels in one step, and how long the step waits for its input."""
     size = bench.options.size
@@ -191,7 +212,7 @@ def profile(bench):
     bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
 
 
-SECTIONS = {"peak": peak, "compare": compare, "compiled": compiled, "steps": steps, "parts": parts, "profile": profile}
+SECTIONS = {"peak": peak, "compare": compare, "compiled": compiled, "steps": steps, "parts": parts, "whole": whole, "profile": profile}
 
 
 def main(argv=None):
@@ -201,7 +222,7 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 on a GPU, single elsewhere")
     parser.add_argument("--compile", action="store_true", help="torch.compile this loop and the bound")
-    parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps (default: %(default)s)")
+    parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps and whole (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the section steps")
     parser.add_argument("--rates", nargs="+", type=int, choices=list(PATCH), default=list(PATCH), help="sampling rates, Hz")
     parser.add_argument("--records", type=int, default=0, help="recordings to simulate (default: enough)")

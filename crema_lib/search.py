@@ -75,7 +75,9 @@ def trial(p, store, text, checkpoint=None):
     else:
         if checkpoint is None:
             raise CremaError("a change of fine-tuning needs a checkpoint to start from")
-        own = SimpleNamespace(**{**vars(p), **change, "heads": list(TASKS), "run_dir": p.run_dir / "search" / text})
+        if missing := [task for task in TASKS if task not in p.heads]:
+            raise CremaError(f"trials are judged on {' and '.join(TASKS)}: name {missing[0]} among the heads")
+        own = SimpleNamespace(**{**vars(p), **change, "run_dir": p.run_dir / "search" / text})
         model, log = baselines.train(baselines.PRETRAINED, own, store, checkpoint, seed=own.seed, progress=False)
         scores, passes = tuned(model, store, p.device), own.finetune_epochs
     commit, changed = runs.git_commit()
@@ -105,8 +107,9 @@ def probed(encoder, store, readout, device="cpu"):
 def tuned(model, store, device="cpu"):
     """A fine-tuned `Classifier`: dict task -> macro AUROC on fold 9."""
     rows = store.rows(VALID)
-    targets, columns = finetune.targets_of(store.table, TASKS)
-    return finetune.reached(columns, targets[rows], finetune.scores(model, store, rows, device=device))
+    targets, columns = finetune.targets_of(store.table, list(model.columns))
+    found = finetune.reached(columns, targets[rows], finetune.scores(model, store, rows, device=device))
+    return {task: found[task] for task in TASKS}
 
 
 def search(p, store, changes, log, *, checkpoint=None, note=""):

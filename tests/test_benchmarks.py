@@ -94,11 +94,20 @@ def test_shares_name_the_kernels():
 def test_one_command_writes_a_record(tmp_path, python):
     out = tmp_path / "cpu.json"
     small = ["--device", "cpu", "--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1", "--records", "32"]
-    done = python("-m", "benchmarks", "steps", "parts", "profile", *small, "--out", out)
+    done = python("-m", "benchmarks", "steps", "parts", "whole", "profile", *small, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     tasks = {row["task"] for row in record["metrics"]}
-    assert {"pretraining step, 100 Hz", "embedding", "simulator", "fine-tuning, 71 labels", "input", "a step: matmul"} <= tasks
+    assert {
+        "pretraining step, 100 Hz",
+        "embedding",
+        "embedding and UMAP",
+        "embed, 100 Hz WFDB files",
+        "simulator",
+        "fine-tuning, 71 labels",
+        "input",
+        "a step: matmul",
+    } <= tasks
     assert all(row["value"] > 0 and math.isfinite(row["value"]) for row in record["metrics"] if not row["task"].startswith("a step"))
     assert record["parameters"]["sizes"] == ["xs"] and "GFLOP an ECG" in done.stdout
 

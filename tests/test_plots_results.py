@@ -116,3 +116,19 @@ def test_figures_fit_the_column_and_can_be_read(tasks):
             boxes = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
             assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
     assert min(t.get_fontsize() for t in fig.findobj(matplotlib.text.Text) if t.get_text() and t.get_visible()) >= 8
+
+
+def test_trials_stand_around_the_profile_as_it_is():
+    table = pd.DataFrame([(c, t, v) for t, shift in (("all", 0.0), ("super", 0.02)) for c, v in
+                          (("as it is", 0.88 + shift), ("patch=50", 0.87), ("patch=50", 0.875), ("lr=1e-3", 0.9))],
+                         columns=["change", "task", "value"])  # fmt: skip
+    fig = plots.tried(table)
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == ["all", "super"]
+    for ax, base in zip(fig.axes, (0.88, 0.90), strict=True):
+        assert next(line for line in ax.lines if line.get_gid() == "base").get_xdata()[0] == pytest.approx(base)
+        dots = next(line for line in ax.lines if line.get_gid() != "base")
+        assert list(dots.get_ydata()) == [0, 1, 1, 2], "two seeds of a change share its row"
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["as it is", "patch=50", "lr=1e-3"]
+    assert not [line for line in plots.tried(table[table["change"] != "as it is"]).axes[0].lines if line.get_gid() == "base"]
+    with pytest.raises(CremaError, match="no trial to draw"):
+        plots.tried(table[:0])

@@ -13,11 +13,19 @@ from crema_lib.errors import CremaError
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return simulated_store(tmp_path_factory.mktemp("data") / "store", 300, seed=0, fs=100, seconds=5)
+    return simulated_store(tmp_path_factory.mktemp("data") / "store", 200, seed=0, fs=100, seconds=5)
 
 
 def parameters(run_dir):
-    small = {"width": 48, "depth": 2, "objective_epochs": 1, "finetune_epochs": 1.0, "finetune_checks": 1, "device": "cpu"}
+    small = {
+        "width": 48,
+        "depth": 2,
+        "objective_epochs": 1,
+        "finetune_epochs": 1.0,
+        "finetune_checks": 1,
+        "device": "cpu",
+        "heads": ["all", "super"],
+    }
     return SimpleNamespace(**{**params.load_profile("quick"), **small, "run_dir": run_dir})
 
 
@@ -53,7 +61,7 @@ def test_trials_are_kept_once_and_wrong_ones_stop_all(store, tmp_path, monkeypat
 
 def test_fold_ten_plays_no_part(store, tmp_path):
     """Recordings and labels of fold 10 are exchanged: a pretraining trial and a fine-tuning trial say the same."""
-    spoilt = simulated_store(tmp_path / "store", 300, seed=0, fs=100, seconds=5)
+    spoilt = simulated_store(tmp_path / "store", 200, seed=0, fs=100, seconds=5)
     test = spoilt.rows([10])
     spoilt.signals = np.array(spoilt.signals)
     spoilt.signals[test] = 123
@@ -84,5 +92,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 
 def test_fine_tuning_needs_somewhere_to_start(store, tmp_path):
+    p = parameters(tmp_path)
     with pytest.raises(CremaError, match="needs a checkpoint"):
-        search.trial(parameters(tmp_path), store, "layer_decay=0.5")
+        search.trial(p, store, "layer_decay=0.5")
+    p.heads = ["super", "sex"]
+    with pytest.raises(CremaError, match="name all among the heads"):
+        search.trial(p, store, "layer_decay=0.5", tmp_path)

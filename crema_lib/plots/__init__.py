@@ -13,7 +13,7 @@ from .leakage import closest
 from .maps import scatter_html, umap_panels
 from .objectives import by_layer, likeness, score_panels
 from .paper import LAYOUTS, ecg, superclasses
-from .results import beside
+from .results import beside, tried
 from .scores import CHANCE, comparison, curves, label_forest
 from .shift import away, net_benefit
 from .signals import attention, positions, reconstruction, spectra, tokens
@@ -63,6 +63,7 @@ __all__ = [
     "superclasses",
     "time_shares",
     "tokens",
+    "tried",
     "umap_panels",
     "use_style",
 ]

@@ -63,3 +63,31 @@ def beside(table, *, columns=3, metric="Macro AUROC"):
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=2)
     return fig
+
+
+def tried(table, *, base="as it is", metric="Macro AUROC on fold 9"):
+    """What each trial of a search reached, a panel a task, a row a change, a dashed line at the row `base`.
+
+    Args:
+        table: columns change, task, value, in the order to draw; several rows of one change and task are several seeds.
+
+    Raises:
+        CremaError: a column is missing, or there is nothing to draw.
+    """
+    require_columns(table, ("change", "task", "value"))
+    if not len(table):
+        raise CremaError("the table holds no trial to draw")
+    changes, tasks = list(dict.fromkeys(table["change"])), list(dict.fromkeys(table["task"]))
+    fig = new_figure(0.24 * len(changes) + 0.8)
+    for ax, task in zip(fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks, strict=True):
+        mine = table[table["task"] == task]
+        known = mine[mine["change"] == base]["value"]
+        if len(known):
+            ax.axvline(known.mean(), color=GREY, lw=1, ls="--", gid="base")
+        ax.plot(mine["value"], [changes.index(change) for change in mine["change"]], "o", color=BLUE, ms=5, alpha=0.8)
+        ax.set(title=str(task), xlabel=metric, ylim=(len(changes) - 0.5, -0.5))
+        ax.set_yticks(range(len(changes)), changes)
+        ax.grid(axis="both")
+        ax.locator_params(axis="x", nbins=4)
+        ax.tick_params(axis="y", length=0)
+    return fig
