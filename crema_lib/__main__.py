@@ -306,12 +306,12 @@ def _cards_command(commands):
 
 
 def _cards(args):
-    from . import cards
+    from . import cards, composition
     from .data.store import find
     from .paths import home
 
     if args.count:
-        cards.write_counts(find(args.count), home() / "results" / args.profile / "datasheet.json")
+        composition.write_counts(find(args.count), home() / "results" / args.profile / "datasheet.json")
     print("\n".join(cards.write(args.profile)))
 
 

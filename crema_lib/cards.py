@@ -7,7 +7,6 @@ equal what the committed records give: `python -m crema_lib cards` writes all of
 
 import json
 import re
-import time
 from pathlib import Path
 from string import Template
 
@@ -15,16 +14,14 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
-from . import runs, weights
+from . import carbon, composition, runs, weights
 from .data import labels, splits
-from .data.leads import LEADS
 from .data.manifest import dataset, reference
 from .errors import CremaError
 from .leakage.checkpoint import SEEN, what_was_seen
 from .metrics import FEW, Interval
 from .objectives import OBJECTIVES, TITLES
 from .paths import home
-from .shift import groups
 from .sit import SIZES
 
 MODEL, TWIN, PROBE = "CR-MAE", "random initialisation", "CR-MAE, probe"  # rows of the records
@@ -32,90 +29,7 @@ RIVALS = {"xresnet1d101": "a convolutional network", "features + boosting": "boo
 FLAGS = {"flat": "flat lead", "electrodes_problems": "electrode problems"}  # where the flag of the table is no plain English
 SHOWN = ("all", "super", "form", "rhythm")  # tasks on the card
 COMMAND = "python -m crema_lib cards"
-# Electricity, see `energy`. Watts of a core are ours, amid those that Lannelongue et al. (2021) list; what a building adds is the default
-# of their calculator where nothing is known. Watts of a GPU are its maker's limit. Grams of CO2 equivalents a kWh: the world's average of
-# 2018 in the Global Energy & CO2 Status Report 2019 of the International Energy Agency.
-CORE_WATTS, OVERHEAD, INTENSITY = 12.0, 1.67, 475.0
-GPU_WATTS = {"T4": 70.0, "A100": 400.0, "H100": 700.0, "H200": 700.0}
-AGES = (18, *groups.AGES, labels.OLDEST + 1)  # years, edges of the age bands
-LEAST = 500  # recordings; sites with fewer are counted together
 INSIDE = r"(device|site|year) "  # samples of record 09 that are parts of the home set
-
-
-# --- what a prepared data set holds, as counts
-
-
-def count(store):
-    """Counts of a prepared data set, by groups and never record by record: what the datasheet is made of.
-
-    Args:
-        store: `EcgStore` with the columns of PTB-XL and the report.csv of `prepare` beside it.
-
-    Returns:
-        dict of counts, texts and lists of dicts, for the `extra` of a run record.
-
-    Raises:
-        CremaError: no report.csv, or a table that `splits.check` refuses.
-    """
-    table, path = store.table, store.path / "report.csv"
-    if not path.is_file():
-        raise CremaError(f"{path} is not there: prepare the data set again, so that it is known what was left out")
-    left_out = pd.read_csv(path).query("action == 'left out'")["reason"].str.replace(r"^record \S+: ", "", regex=True)
-    years, visits = labels.age(table), table.groupby("patient").size()
-    flags = table["quality"].str.split(";").explode().str.split(":").str[0]
-    hidden = flags.eq(f"age>{labels.OLDEST}")
-    bands = groups.bands(np.where(hidden.groupby(level=0).any(), labels.OLDEST + 1, years), AGES)
-    parts = dict(zip(splits.SPLITS, splits.parts(table), strict=True))
-    marks, codes, _ = labels.matrix(table, "all")
-    known = table["year"][table["year"] > 0]
-    return {
-        "patients": len(visits),
-        "several": int((visits > 1).sum()),
-        "most": int(visits.max()),
-        "parts": [_part(table.iloc[rows], name) for name, rows in parts.items()],
-        "statements": [{"code": code, **{name: int(marks[rows, i].sum()) for name, rows in parts.items()}} for i, code in enumerate(codes)],
-        "age": [{"age": band or "unknown", "records": int((bands == band).sum())} for band in (*groups.bands([0, *AGES], AGES), "")],
-        "age quartiles": np.nanquantile(years, (0.25, 0.5, 0.75)).tolist(),
-        "sex": table["sex"].replace("", "unknown").value_counts().sort_index().to_dict(),
-        "devices": int(table["device"].nunique()),
-        "device": _sizes(table, "device", 1),
-        "sites": int(table["site"].nunique()),
-        "site": _sizes(table, "site", LEAST),
-        "years": [int(known.min()), int(known.max())] if len(known) else [],
-        "quality": flags[(flags != "") & ~hidden].value_counts().sort_index().to_dict(),
-        "whole": int((table["lead_mask"] == 2 ** len(LEADS) - 1).sum()),
-        "shorter": int((table["valid"] < store.signals.shape[2]).sum()),
-        "left out": len(left_out),
-        "reasons": left_out.value_counts().to_dict(),
-        "prepared": {key: store.meta.get(key) for key in ("fs", "seconds", "band", "source_fs")},
-    }
-
-
-def _part(table, name):
-    targets, names, kept = labels.matrix(table, "super")
-    counts = {"records": len(table), "patients": table["patient"].nunique(), "female": int((table["sex"] == "F").sum())}
-    found = dict(zip(names, targets.sum(0).astype(int).tolist(), strict=True))
-    return {"part": name, **counts, "median age": float(np.nanmedian(labels.age(table))), **found, "none": int((~kept).sum())}
-
-
-def _sizes(table, by, least):
-    found = groups.groups(table, by, least).replace("", "unknown")
-    rows = [{by: name, "records": len(of), "patients": of["patient"].nunique()} for name, of in table.groupby(found)]
-    return sorted(rows, key=lambda row: -row["records"])
-
-
-def write_counts(store, path):
-    """Write the record of `count` that the datasheet reads; returns it."""
-    start, name = time.perf_counter(), store.meta.get("source", store.path.name)
-    return runs.write(
-        path,
-        chapter="datasheet",
-        parameters={"data": name},
-        metrics=[],
-        data={"name": name, "records": len(store), "sha256": store.meta["sha256"]},
-        extra=count(store),
-        wall_seconds=time.perf_counter() - start,
-    )
 
 
 # --- records
@@ -232,28 +146,6 @@ def _fill(template, values):
 
 
 # --- the model card
-
-
-def power(device):
-    """Watts of the computer of a run, by the `device` of its record: `CORE_WATTS` a core, or `GPU_WATTS`.
-
-    Raises:
-        CremaError: a GPU whose watts are not known.
-    """
-    if device["type"] == "cpu":
-        return device["cpus"] * CORE_WATTS
-    known = [watts for name, watts in GPU_WATTS.items() if name in device["name"]]
-    if not known:
-        raise CremaError(f"the watts of {device['name']} are not known: add the device to GPU_WATTS of crema_lib/cards.py, with its source")
-    return known[0]
-
-
-def energy(record):
-    """Electricity that the computer of a run took, kWh: hours x watts x `OVERHEAD`.
-
-    The formula of Lannelongue et al. (2021, doi:10.1002/advs.202100707) with all cores busy and without memory. Raises as `power` does.
-    """
-    return record["wall_seconds"] / 3600 * power(record["device"]) / 1000 * OVERHEAD
 
 
 def model_card(name, records):
@@ -472,20 +364,20 @@ def _costs(folder, records):
 
     tasks = dict.fromkeys(metric["task"] for metric in half["metrics"])
     rows = [(kind, f"`{task}`", *differences(kind, task), f"{moved[kind]:.5f}") for kind in moved for task in tasks]
-    kwh, device = [energy(record) for record in records.values()], run["device"]
+    kwh, device = [carbon.energy(record) for record in records.values()], run["device"]
     return {
         "choice": f"Fold {FOLDS['valid_fold']} chose {chosen}{'' if dtype == chosen else f', but the files hold {dtype}'}.",
         "precision": _table(("matrices", "task", f"fold {FOLDS['valid_fold']}", f"fold {FOLDS['test_fold']}", "features move by"), rows),
         "seconds": f"{run['wall_seconds']:,.0f}",
         "machine": f"{device['cpus']} cores" if device["type"] == "cpu" else device["name"],
-        "watts": f"{CORE_WATTS:g} W a core" if device["type"] == "cpu" else f"{power(device):g} W",
-        "kwh": f"{energy(run):.2f}",
-        "grams": f"{energy(run) * INTENSITY:,.0f}",
+        "watts": f"{carbon.CORE_WATTS:g} W a core" if device["type"] == "cpu" else f"{carbon.power(device):g} W",
+        "kwh": f"{carbon.energy(run):.2f}",
+        "grams": f"{carbon.energy(run) * carbon.INTENSITY:,.0f}",
         "all_hours": f"{sum(record['wall_seconds'] for record in records.values()) / 3600:.1f}",
         "all_kwh": f"{sum(kwh):.2f}",
-        "all_grams": f"{sum(kwh) * INTENSITY:,.0f}",
-        "overhead": f"{OVERHEAD:g}",
-        "intensity": f"{INTENSITY:g}",
+        "all_grams": f"{sum(kwh) * carbon.INTENSITY:,.0f}",
+        "overhead": f"{carbon.OVERHEAD:g}",
+        "intensity": f"{carbon.INTENSITY:g}",
     }
 
 
@@ -534,7 +426,7 @@ def datasheet(records):
         "rare_count": len(rare),
         "rare": ", ".join(rare),
         "few": FEW,
-        "least": LEAST,
+        "least": composition.LEAST,
         "dates": "Dates run from {} to {}, but each patient's were".format(*told["years"]) if told["years"] else "Dates, where known, are",
         "rates": _list(f"{count:,} recordings at {rate} Hz" for rate, count in (made["source_fs"] or {}).items()),
         "fs": f"{made['fs']:g}",

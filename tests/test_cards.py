@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 from crema_lib import __main__ as cli
-from crema_lib import cards, runs, weights
+from crema_lib import carbon, cards, composition, runs, weights
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 
@@ -121,11 +121,11 @@ def test_tables_and_numbers():
 
 def test_energy_is_hours_times_watts_times_the_building():
     cpu = {"wall_seconds": 7200, "device": {"type": "cpu", "name": "x", "cpus": 3}}
-    assert cards.energy(cpu) == pytest.approx(2 * 3 * cards.CORE_WATTS / 1000 * cards.OVERHEAD)
+    assert carbon.energy(cpu) == pytest.approx(2 * 3 * carbon.CORE_WATTS / 1000 * carbon.OVERHEAD)
     gpu = {"wall_seconds": 1800, "device": {"type": "cuda", "name": "Tesla T4", "cpus": 2}}
-    assert cards.energy(gpu) == pytest.approx(0.5 * 0.07 * cards.OVERHEAD)
+    assert carbon.energy(gpu) == pytest.approx(0.5 * 0.07 * carbon.OVERHEAD)
     with pytest.raises(CremaError, match="the watts of Abacus are not known: add the device to GPU_WATTS"):
-        cards.energy({"wall_seconds": 1, "device": {"type": "cuda", "name": "Abacus", "cpus": 2}})
+        carbon.energy({"wall_seconds": 1, "device": {"type": "cuda", "name": "Abacus", "cpus": 2}})
 
 
 # --- records that do not fit
@@ -177,12 +177,12 @@ def test_counts_are_those_of_the_table(store, tmp_path):
     copied = type(store)(folder)
     (folder / "report.csv").unlink(missing_ok=True)
     with pytest.raises(CremaError, match=r"report\.csv is not there: prepare the data set again"):
-        cards.count(copied)
+        composition.count(copied)
     report = [("a", "record a: too short", "left out"), ("b", "record b: too short", "left out"), ("c", "nan:V1", "kept with flag")]
     pd.DataFrame(report, columns=["record", "reason", "action"]).to_csv(folder / "report.csv", index=False)
     copied.table.loc[:2, "quality"] = ["age>89", "flat:V1;static_noise", "flat:V2"]
     copied.table.loc[0, "age"] = np.nan
-    table, told = copied.table, cards.count(copied)
+    table, told = copied.table, composition.count(copied)
     assert told["left out"] == 2 and told["reasons"] == {"too short": 2}
     assert told["patients"] == table["patient"].nunique()
     assert told["several"] == (table["patient"].value_counts() > 1).sum() and told["most"] == table["patient"].value_counts().max()
