@@ -30,8 +30,14 @@ site: $(VENV)/.book-installed
 study: $(VENV)/.book-installed
 	$(BIN)/python -m crema_lib study $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
+# The tests of the built book come last and alone: the book uses every core, and beside other tests both would take much longer.
 test: $(VENV)/.test-installed
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/test_book.py
+	$(BIN)/python -m pytest tests/test_book.py
+else
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+endif
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

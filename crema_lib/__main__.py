@@ -32,7 +32,7 @@ def _data_commands(commands):
     prepare.add_argument("--seconds", type=int, default=10, help="length of a record, s (default: %(default)s)")
     prepare.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     prepare.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
-    prepare.add_argument("--workers", type=int, help="threads (default: one a core)")
+    prepare.add_argument("--workers", type=int, help="processes (default: one a core)")
     prepare.add_argument("--limit", type=int, help="only the first so many records")
     prepare.set_defaults(run=_data_prepare)
 

@@ -54,14 +54,14 @@ def read_out(encoder, signal, lead_mask, readouts):
     return {name: known[name]() for name in readouts}
 
 
-def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_size=256, device="cpu", cache=None, progress=False):
+def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_size=64, device="cpu", cache=None, progress=False):
     """Features of the records of a store from a frozen encoder (eval mode, no gradient).
 
     Args:
         rows: row numbers, default all. readout: see `SiT.features`; or "tokens" for all patch tokens after the last norm; or a list of
             readouts, which then come from one pass.
         leads: names of the leads that the encoder is shown, None for all; the others are zero and marked as missing. See
-            `data.leads.SUBSETS`.
+            `data.leads.SUBSETS`. batch_size: more than 64 is slower on a CPU, whose cache it then leaves.
         cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout, the
             rows and the leads; it is written whole or not at all, and four records are computed again before it is trusted.
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config):
     """The workers share the cores: with a thread of each for every core they would wait for one another. Read when torch is loaded."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.fixture(scope="session")

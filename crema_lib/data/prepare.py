@@ -4,14 +4,16 @@ import errno
 import hashlib
 import os
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy
+from loky import ProcessPoolExecutor
 from scipy.signal import butter, resample_poly, sosfiltfilt
 from tqdm import tqdm
 
@@ -28,6 +30,7 @@ MIN_SECONDS = 1.0
 RATES = (20, 20_000)  # Hz; beyond these a header is wrong, and resampling would fill the memory
 CHUNK = 64  # records a task: small enough for the cache and for an even load, large enough that NumPy's overhead vanishes
 FLUSH_BYTES = 2**26  # signals that a task holds before it conditions them, so that long recordings do not fill the memory
+ALONE = 16  # chunks that one process prepares before others, which load SciPy and pandas first, would have begun
 
 
 def condition(signal, fs, *, fs_out=100, band=(0.5, 40.0)):
@@ -118,7 +121,8 @@ def prepare(
         out: folder of the store; None: `store_path(name, fs, seconds)`.
         fs, seconds, band: as in `condition`; longer recordings give their middle, shorter ones are padded at the end.
         unit, rate: unit and sampling rate (Hz) of recordings that name none (see `records.read`, `records.read_csv`).
-        workers: threads (the filters release the interpreter lock); None: one a core. The result does not depend on it.
+        workers: processes, as parsing headers holds the interpreter lock; None: one a core, and one for a few records. The result does
+            not depend on it.
         progress: show a bar.
         limit: take the first records only.
 
@@ -137,15 +141,15 @@ def prepare(
     rows = rows[:limit]
     condition(np.zeros((1, round(fs * MIN_SECONDS))), fs, fs_out=fs, band=band)  # a bad band is told before an hour of reading
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
-    workers = workers or os.cpu_count()
-    writer, pool = None, ThreadPoolExecutor(workers)
+    workers, writer = workers or (os.cpu_count() if len(chunks) > ALONE else 1), None
     try:
         how = {"band": band and [float(edge) for edge in band], "filter_order": FILTER_ORDER, "source": name, "versions": _versions()}
         writer = StoreWriter(out, fs=fs, seconds=seconds, **how)
         report, rates = [], Counter()
-        tasks = _ahead(pool, lambda chunk: _chunk(chunk, name, fs, writer.samples, band, (unit, rate)), chunks, 2 * workers)
-        with tqdm(total=len(rows), unit="record", desc=f"prepare {name}", disable=not progress) as bar:
-            for chunk, (steps, kept, notes, found) in zip(chunks, tasks, strict=True):
+        task = partial(_chunk, name=name, fs=fs, samples=writer.samples, band=band, told=(unit, rate))
+        bar = tqdm(total=len(rows), unit="record", desc=f"prepare {name}", disable=not progress)
+        with bar, closing(_in_order(task, chunks, workers)) as done:
+            for chunk, (steps, kept, notes, found) in zip(chunks, done, strict=True):
                 writer.append(steps, kept)
                 report += notes
                 rates.update(found)
@@ -161,26 +165,29 @@ def prepare(
         writer.meta["source_fs"] = {f"{rate:g}": n for rate, n in sorted(rates.items())}
         return writer.close(), report
     except BaseException as error:
-        pool.shutdown(cancel_futures=True)
         if writer:
             writer.discard()
         if isinstance(error, OSError):
             reason = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or error
             raise CremaError(f"cannot write {out}: {reason}; nothing was changed, give another folder or make room") from None
         raise
-    finally:
-        pool.shutdown()
 
 
-def _ahead(pool, task, items, ahead):
-    """Results in order, like `pool.map`, but never more than `ahead` items early, so that they cannot pile up in memory."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(task, item))
-        if len(waiting) > ahead:
+def _in_order(task, items, workers):
+    """Results of a task for each item, in order, from some processes; they are never far ahead, so that nothing piles up in memory."""
+    if workers == 1:
+        yield from map(task, items)
+        return
+    pool, waiting = ProcessPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(task, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        pool.shutdown(kill_workers=bool(waiting))
 
 
 def _versions():

@@ -7,10 +7,10 @@ A feature is named `GROUP.NAME`, or `LEAD.NAME` where every lead has one. Units:
 """
 
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 
 import numpy as np
+from loky import ProcessPoolExecutor
 from scipy.interpolate import CubicSpline
 from scipy.signal import butter, sosfiltfilt
 from tqdm import tqdm
