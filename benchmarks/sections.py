@@ -8,6 +8,7 @@ profile (where a step's time goes). Offline: recordings are simulated.
 import argparse
 import functools
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -152,9 +153,10 @@ def parts(bench):
     rate = lambda run, records=n: records / min(cost.timed(run, bench.device) for _ in range(bench.options.rounds))  # noqa: E731
     bench.add("records/s", "simulator", "", rate(lambda: simulate(few), few))
     files = bench.folder / "wfdb-parts"
-    reference.write_files(files, few)
-    prepared = lambda: prepare("files", source=files, out=bench.folder / "prepared", progress=False)  # noqa: E731
-    bench.add("records/s", "prepare, 500 Hz WFDB to 100 Hz", "", rate(prepared, few))
+    many = bench.options.records or 2048
+    reference.write_files(files, many)
+    prepared = lambda: prepare("files", source=files, out=bench.folder / "prepared", workers=os.cpu_count(), progress=False)  # noqa: E731
+    bench.add("records/s", "prepare, 500 Hz WFDB to 100 Hz", "", rate(prepared, many))
     drawn = torch.randint(0, n, (64, 64)).numpy()
     bench.add("records/s", "random batches from the store", "", rate(lambda: [bench.store().read(part) for part in drawn], drawn.size))
     encoder = SiT.of_size(size).to(bench.device)

@@ -30,7 +30,7 @@ MIN_SECONDS = 1.0
 RATES = (20, 20_000)  # Hz; beyond these a header is wrong, and resampling would fill the memory
 CHUNK = 64  # records a task: small enough for the cache and for an even load, large enough that NumPy's overhead vanishes
 FLUSH_BYTES = 2**26  # signals that a task holds before it conditions them, so that long recordings do not fill the memory
-ALONE = 16  # chunks that one process prepares before others, which load SciPy and pandas first, would have begun
+ALONE = 32  # chunks that one process has prepared before others, which load SciPy and pandas first, would have caught up
 
 
 def condition(signal, fs, *, fs_out=100, band=(0.5, 40.0)):
