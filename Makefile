@@ -30,11 +30,12 @@ site: $(VENV)/.book-installed
 study: $(VENV)/.book-installed
 	$(BIN)/python -m crema_lib study $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-# The tests of the built book come last and alone: the book uses every core, and beside other tests both would take much longer.
+# The whole suite begins with the book, alone: it uses every core, and beside other tests both would take much longer.
 test: $(VENV)/.test-installed
 ifeq ($(ARGS),)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/test_book.py
-	$(BIN)/python -m pytest tests/test_book.py
+	rm -rf _build/tested
+	$(BIN)/python -m crema_lib book --profile quick --out _build/tested -p out=_build/tested/runs
+	CREMA_BUILT=_build/tested $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 else
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 endif

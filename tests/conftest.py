@@ -76,7 +76,9 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def quick_book(tmp_path_factory, python):
-    """The build folder of the whole book, every chapter run with the profile quick."""
+    """The build folder of the whole book, every chapter run with the profile quick: that of $CREMA_BUILT, or one made here."""
+    if built := os.environ.get("CREMA_BUILT"):
+        return Path(built).resolve()
     out = tmp_path_factory.mktemp("book")
     done = python("-m", "crema_lib", "book", "--profile", "quick", "--out", out, "-p", f"out={out / 'runs'}", timeout=1500)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -1,5 +1,6 @@
 """The rendered book in a headless browser, and what the runner does when a chapter or a page is wrong."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -28,7 +29,6 @@ WIDE = """elements => {
   const beyond = e => e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length
   return elements.filter(e => beyond(e) && !e.closest("mjx-assistive-mml") && !scrolls(e.parentElement)).map(e => e.outerHTML.slice(0, 120))
 }"""
-each_page = pytest.mark.parametrize("page", PAGES)
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
@@ -59,17 +59,19 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser, site):
     """Open a page; `page.troubles` collects console errors, failed requests and requests that leave the machine."""
-    pages = []
+    contexts = {}  # one for each width: its pages share what was fetched and compiled
 
     def local(url):
         return urlsplit(url).hostname in ("127.0.0.1", None)  # None: data: and blob:
 
+    @contextlib.contextmanager
     def go(path, width=1200):
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        pages.append(page)
+        if width not in contexts:
+            contexts[width] = browser.new_context(viewport={"width": width, "height": 900})
+        page = contexts[width].new_page()
         page.troubles = []
         page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.troubles.append(str(error)))
@@ -78,62 +80,68 @@ def visit(browser, site):
         page.goto(f"{site}/{path}", wait_until="load")
         if page.locator(".math").count():
             page.wait_for_selector("mjx-container", timeout=20_000)
-        return page
-
-    yield go
-    for page in pages:
+        yield page
         page.close()
 
+    return go
 
-@each_page
-def test_page_is_sound(visit, page):
-    opened = visit(f"{page}.html")
-    assert opened.troubles == []
-    assert opened.locator("article h1").count() == 1
-    assert opened.locator("mjx-merror").count() == 0
-    alts = opened.eval_on_selector_all("img", "all => all.map(img => [img.getAttribute('src'), (img.getAttribute('alt') || '').trim()])")
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(request, visit):
+    """A page on a wide screen; opened once for all tests that look at it."""
+    with visit(f"{request.param}.html") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def phone(request, visit):
+    """A page on a phone."""
+    with visit(f"{request.param}.html", width=PHONE) as opened:
+        yield opened
+
+
+def test_page_is_sound(page):
+    assert page.troubles == []
+    assert page.locator("article h1").count() == 1
+    assert page.locator("mjx-merror").count() == 0
+    alts = page.eval_on_selector_all("img", "all => all.map(img => [img.getAttribute('src'), (img.getAttribute('alt') || '').trim()])")
     assert [src for src, alt in alts if not alt] == []
-    broken = opened.eval_on_selector_all("article img", "all => all.filter(img => img.complete && !img.naturalWidth).map(img => img.src)")
+    broken = page.eval_on_selector_all("article img", "all => all.filter(img => img.complete && !img.naturalWidth).map(img => img.src)")
     assert broken == []
-    assert opened.locator("input[type=search]:visible").count() + opened.locator(".search-button-field:visible").count() <= 1
+    assert page.locator("input[type=search]:visible").count() + page.locator(".search-button-field:visible").count() <= 1
 
 
-@each_page
-def test_page_fits_a_phone(visit, page):
-    opened = visit(f"{page}.html", width=PHONE)
-    assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE + 1
-    assert opened.eval_on_selector_all("article *", WIDE) == []
-
-
-@each_page
-def test_figures_keep_their_shape_on_a_phone(visit, page):
-    opened = visit(f"{page}.html", width=PHONE)
-    ratio = "all => all.filter(i => i.naturalWidth).map(i => (i.width / i.height) / (i.naturalWidth / i.naturalHeight))"
-    assert all(0.97 < value < 1.03 for value in opened.eval_on_selector_all("article img", ratio))
-
-
-@each_chapter
-def test_colab_opens_the_source(visit, chapter):
-    repo = CONFIG["repository"]["url"].removeprefix("https://github.com/")
+@pytest.mark.parametrize("page", CHAPTERS, indirect=True)
+def test_colab_opens_the_source(page):
+    repo, chapter = CONFIG["repository"]["url"].removeprefix("https://github.com/"), urlsplit(page.url).path[1 : -len(".html")]
     wanted = f"https://colab.research.google.com/github/{repo}/blob/{CONFIG['repository']['branch']}/{chapter}.ipynb"
-    opened = visit(f"{chapter}.html")
-    links = opened.eval_on_selector_all("a[href*='colab']", "all => all.map(a => a.href)")
+    links = page.eval_on_selector_all("a[href*='colab']", "all => all.map(a => a.href)")
     assert wanted in links
     assert (ROOT / f"{chapter}.ipynb").is_file()
 
 
+def test_page_fits_a_phone(phone):
+    assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE + 1
+    assert phone.eval_on_selector_all("article *", WIDE) == []
+
+
+def test_figures_keep_their_shape_on_a_phone(phone):
+    ratio = "all => all.filter(i => i.naturalWidth).map(i => (i.width / i.height) / (i.naturalWidth / i.naturalHeight))"
+    assert all(0.97 < value < 1.03 for value in phone.eval_on_selector_all("article img", ratio))
+
+
 @pytest.mark.parametrize("word", ["papermill", "electrocardiogram"])
 def test_search_finds_a_word(visit, word):
-    opened = visit(f"search.html?q={word}")
-    opened.wait_for_selector("#search-results ul.search li a", timeout=20_000)
-    assert opened.troubles == []
+    with visit(f"search.html?q={word}") as opened:
+        opened.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+        assert opened.troubles == []
 
 
 def test_search_does_not_find_what_is_not_there(visit):
-    opened = visit("search.html?q=xylophonequartet")
-    opened.wait_for_selector("#search-results p", timeout=20_000)
-    opened.wait_for_timeout(500)
-    assert opened.locator("#search-results ul.search li a").count() == 0
+    with visit("search.html?q=xylophonequartet") as opened:
+        opened.wait_for_selector("#search-results p", timeout=20_000)
+        opened.wait_for_timeout(500)
+        assert opened.locator("#search-results ul.search li a").count() == 0
 
 
 @each_chapter
