@@ -3,7 +3,8 @@
 executed NN_x.ipynb ── collect ──▶ results/PROFILE/pages/NN_x.json ─┐
 book/NN_x.ipynb ────────────────────────────────────────────────────┴▶ typeset, no kernel ──▶ _build/site/html
 
-What is kept of a cell is found again by a hash of its source, so a cell that has changed since shows no output. Three tags of cells in
+What is kept of a cell is found again by a hash of its source, so a cell that has changed since shows no output. What a chapter quotes of
+the committed records is computed anew, see `words`: a page never quotes a record that has been replaced since. Three tags of cells in
 the chapters are read here: `remove-on-site` (tables and figures of the committed record, which on the site would repeat the run above
 them), `single-records` (the output names single recordings and is not kept), `draws-recordings` (the caption gets the source of what is
 drawn).
@@ -22,7 +23,7 @@ import yaml
 from nbformat import from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from . import bookbuild, runs
+from . import bookbuild, runs, words
 from .data import manifest
 from .errors import CremaError
 from .paths import home, resolve
@@ -197,21 +198,24 @@ def page(path, profile):
         (notebook, cells): the cells are those that should have an output and have none; None where nothing was kept of the chapter.
 
     Raises:
-        CremaError: what was kept cannot be read.
+        CremaError: what was kept cannot be read, or a committed record lacks what the chapter quotes of it.
     """
     notebook = bookbuild.read(home() / path)
     kept = _load(pages_folder(profile) / f"{path.stem}.json")
     outputs = kept["cells"] if kept else {}
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in code:
+    quoted = words.glued([cell.source for cell in code])
+    for cell, said in zip(code, quoted, strict=True):
         cell.outputs = [_output(one) for one in outputs.get(key(cell.source), [])]
+        if said is not None:
+            cell.outputs = [one for one in cell.outputs if not _is_glue(one)] + [_glue(*pair) for pair in said.items()]
         if not any("image/png" in output.get("data", {}) for output in cell.outputs):
             cell.metadata.get("mystnb", {}).pop("figure", None)  # a caption without its picture
         elif "draws-recordings" in cell.metadata.get("tags", []):
             cell.metadata["mystnb"]["figure"]["caption"] += f" {_source(kept['parameters'])}"
     values = {output.metadata["scrapbook"]["name"] for cell in code for output in cell.outputs if _is_glue(output)}
     expected = [cell for cell in code if not {"parameters", "remove-on-site"} & set(cell.metadata.get("tags", []))]
-    bare = [cell for cell in expected if key(cell.source) not in outputs]
+    bare = [cell for cell in expected if key(cell.source) not in outputs and not cell.outputs]
     cells = [new for cell in notebook.cells for new in _on_site(cell, values)]
     if kept:
         at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
@@ -232,6 +236,11 @@ def _load(path):
     if not {"chapter", "profile", "date", "commit", "device", "parameters", "cells"} <= set(kept):
         raise CremaError(f"{path} holds no kept outputs: collect the chapter again")
     return kept
+
+
+def _glue(name, value):
+    """A glued value as `myst_nb.glue` leaves it."""
+    return new_output("display_data", {f"{_GLUED}text/plain": repr(value)}, metadata={"scrapbook": {"name": name, "mime_prefix": _GLUED}})
 
 
 def _output(kept):
