@@ -294,7 +294,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         return torch.stack(maps)
 
     @torch.inference_mode()
-    def embed(self, signal, fs, leads=LEADS, unit="mV", readout="mean", batch_size=256):
+    def embed(self, signal, fs, leads=LEADS, unit="mV", readout="mean", batch_size=64):
         """Embed plain arrays of any rate, unit and lead order.
 
         Args:
