@@ -9,6 +9,9 @@ WORKERS ?= 2
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
+# Else each of the many processes of a book or a test run would compile torch anew: what is imported first is compiled for the next.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help book site study test lint clean distclean
 .DEFAULT_GOAL := help
 

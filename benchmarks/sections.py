@@ -189,8 +189,18 @@ def whole(bench):
 
 
 def profile(bench):
-    """Kinds of kernels in one step, and how long the step waits for its input."""
-    size = bench.options.size
+    """Kinds of kernels in one step of each size, and how long a step waits for its input."""
+    for size in dict.fromkeys([*bench.options.sizes, bench.options.size]):
+        read, step = one_profiled(bench, size)
+        for kind, share in cost.shares(step, bench.device).items():
+            bench.add("share of the kernels' time", f"a step: {kind}", size, share)
+        if size == bench.options.size:
+            waits = [cost.timed(read, bench.device) / cost.timed(step, bench.device) for _ in range(bench.options.rounds)]
+            bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
+
+
+def one_profiled(bench, size):
+    """(read, step): functions that read a batch, and that read one and take a training step with it; the step has run twice."""
     store, objective, batch = bench.store(), bench.objective(size), bench.batch(size)
     optimiser = torch.optim.AdamW(objective.parameters(), fused=True)
     forward = torch.compile(objective) if bench.options.compile else objective
@@ -208,10 +218,7 @@ def profile(bench):
         optimiser.zero_grad(set_to_none=True)
 
     step(), step()
-    for kind, share in cost.shares(step, bench.device).items():
-        bench.add("share of the kernels' time", f"a step: {kind}", size, share)
-    waits = [cost.timed(read, bench.device) / cost.timed(step, bench.device) for _ in range(bench.options.rounds)]
-    bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
+    return read, step
 
 
 SECTIONS = {"peak": peak, "compare": compare, "compiled": compiled, "steps": steps, "parts": parts, "whole": whole, "profile": profile}
@@ -225,7 +232,7 @@ def main(argv=None):
     parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 on a GPU, single elsewhere")
     parser.add_argument("--compile", action="store_true", help="torch.compile this loop and the bound")
     parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps and whole (default: %(default)s)")
-    parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the section steps")
+    parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the sections steps and profile")
     parser.add_argument("--rates", nargs="+", type=int, choices=list(PATCH), default=list(PATCH), help="sampling rates, Hz")
     parser.add_argument("--records", type=int, default=0, help="recordings to simulate (default: enough)")
     parser.add_argument("--steps", type=int, default=5, help="steps measured at a time (default: %(default)s)")

@@ -142,9 +142,7 @@ def test_the_colab_address_is_that_of_the_repository(path):
 # What papermill gives the first chapter, and the words of the sentence that must come back.
 SLIPS = {
     "unknown": (["-p", "sede", "3"], "unknown parameter sede (did you mean seed?)"),
-    "false": (["-p", "smoke", "false"], "unknown parameter smoke"),
     "text": (["-y", "lr: 1e-4"], "parameter lr must be a number, not '1e-4': YAML reads 1e-4 as text, write 1.0e-4"),
-    "range": (["-p", "seed", "-1"], "parameter seed = -1 is out of range"),
 }
 
 
