@@ -19,7 +19,12 @@ def block(x, b, heads):
     records, tokens, width = x.shape
     h = F.layer_norm(x, (width,), b.norm1.weight, b.norm1.bias, b.norm1.eps)
     q, k, v = F.linear(h, b.attn.qkv.weight, b.attn.qkv.bias).view(records, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(records, tokens, width)
+    if q.device.type == "cpu":  # in single precision, whose backward pass is much the faster one there
+        with torch.autocast("cpu", enabled=False):
+            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    else:
+        h = F.scaled_dot_product_attention(q, k, v)
+    h = h.transpose(1, 2).reshape(records, tokens, width)
     x = x + F.linear(h, b.attn.proj.weight, b.attn.proj.bias)
     h = F.layer_norm(x, (width,), b.norm2.weight, b.norm2.bias, b.norm2.eps)
     h = F.gelu(F.linear(h, b.mlp.fc1.weight, b.mlp.fc1.bias))

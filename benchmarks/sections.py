@@ -1,8 +1,8 @@
 """`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
 
-Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), compiled (whether torch.compile
-pays), steps (sizes and sampling rates), parts (everything else), whole (a set as large as PTB-XL: its files embedded, and its map),
-profile (where a step's time goes). Offline: recordings are simulated.
+Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), halves (what bf16 brings), compiled
+(whether torch.compile pays), steps (sizes and sampling rates), parts (everything else), whole (a set as large as PTB-XL: its files
+embedded, and its map), profile (where a step's time goes). Offline: recordings are simulated.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.data.store import TEST, TRAIN, VALID
 from crema_lib.embeddings import embed_files, embed_store
-from crema_lib.engine import Training, fit
+from crema_lib.engine import Training, autocast, fit
 from crema_lib.objectives import build
 from crema_lib.paths import home
 from crema_lib.sit import SiT
@@ -48,7 +48,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder, self.rows, self.peak = options, Path(folder), [], None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        self.precision = options.precision or ("bf16" if self.device == "cuda" else "no")
+        self.precision = options.precision or ("bf16" if cost.faster_in_half(self.device) else "no")
         self.records = options.records or (8192 if self.device == "cuda" else 512)
 
     def batch(self, size):
@@ -70,10 +70,10 @@ class Bench:
         torch.manual_seed(0)
         return build("cr_mae", SiT.of_size(size, fs=fs, patch=PATCH[fs])).to(self.device)
 
-    def ours(self, size, fs=100, compiled=False):
+    def ours(self, size, fs=100, compiled=False, precision=None):
         """Durations of steps of `engine.fit`, s."""
-        o, store = self.options, self.store(fs)
-        training = Training(batch_size=self.batch(size), precision=self.precision, device=self.device, compile=compiled or o.compile)
+        o, store, precision = self.options, self.store(fs), precision or self.precision
+        training = Training(batch_size=self.batch(size), precision=precision, device=self.device, compile=compiled or o.compile)
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             return cost.step_seconds(self.objective(size, fs), store, range(len(store)), training, out, o.steps)
 
@@ -104,6 +104,14 @@ def compare(bench):
         bench.add("ECG/s", SIDE, name, median_of([batch / s for s in found]), o.rounds)
     for other in ("reference", "by hand"):
         bench.add(f"times the speed of: {other}", SIDE, "this book", cost.speed_ratio(seconds, "this book", other), o.rounds)
+
+
+def halves(bench):
+    """This loop in bf16 beside the same one in single precision, in turns, for each size."""
+    for size in bench.options.sizes:
+        loops = {precision: functools.partial(bench.ours, size, precision=precision) for precision in DTYPES}
+        seconds = cost.in_turns(loops, bench.options.rounds)
+        bench.add("times the speed of: single precision", "bf16", size, cost.speed_ratio(seconds, "bf16", "no"), bench.options.rounds)
 
 
 def compiled(bench):
@@ -210,7 +218,7 @@ def one_profiled(bench, size):
         return {"signal": store.read(range(batch), bench.device), "lead_mask": lead_mask}
 
     def step():
-        with torch.autocast(bench.device, DTYPES[bench.precision], enabled=bench.precision != "no"):
+        with autocast(bench.precision, bench.device):
             loss = forward(read())["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -221,7 +229,7 @@ def one_profiled(bench, size):
     return read, step
 
 
-SECTIONS = {"peak": peak, "compare": compare, "compiled": compiled, "steps": steps, "parts": parts, "whole": whole, "profile": profile}
+SECTIONS = {section.__name__: section for section in (peak, compare, halves, compiled, steps, parts, whole, profile)}
 
 
 def main(argv=None):
@@ -229,7 +237,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
-    parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 on a GPU, single elsewhere")
+    parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 where its matrix products are faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile this loop and the bound")
     parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps and whole (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the sections steps and profile")

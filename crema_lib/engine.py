@@ -127,16 +127,28 @@ def matmul_precision(name):
 
 
 class SingleAttention(TorchFunctionMode):
-    """Within it, attention on a CPU is computed in single precision also where autocast asks for less: the backward pass of the kernel
-    that it would choose takes 15 times as long (torch 2.15), more than bf16 saves in the matrix products."""
+    """Within it, attention on a CPU is computed in single precision under autocast as well: the backward pass of the kernel for bf16
+    takes 15 times as long (torch 2.15), more than bf16 saves in all matrix products."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention or args[0].device.type != "cpu":
+        if function is not F.scaled_dot_product_attention:
             return function(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             query, key, value, *rest = args
             return function(query.float(), key.float(), value.float(), *rest, **kwargs).to(query.dtype)
+
+
+@contextlib.contextmanager
+def autocast(precision, device="cpu"):
+    """Within it, a step written by hand computes in the precision that `fit` would: "no", "bf16" or "fp16"."""
+    kind = torch.device(device).type
+    with contextlib.ExitStack() as stack:
+        if precision != "no":
+            stack.enter_context(torch.autocast(kind, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]))
+        if precision != "no" and kind == "cpu":
+            stack.enter_context(SingleAttention())
+        yield
 
 
 def accelerator_for(training):
@@ -317,7 +329,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     with contextlib.ExitStack() as stack:
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
         stack.enter_context(matmul_precision(training.matmul))
-        if training.precision != "no":
+        if training.precision != "no" and accelerator.device.type == "cpu":
             stack.enter_context(SingleAttention())
         if training.recompute:
             stack.enter_context(recomputed(trained.encoder))

@@ -35,6 +35,22 @@ def test_the_bound_computes_the_loss_of_the_book():
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5), name
 
 
+def test_the_bound_in_half_precision_is_near():
+    model, signal, lead_mask = objective(), torch.randn(6, 12, 500), torch.ones(6, 12, dtype=torch.bool)
+    found = []
+    for half in (True, False):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found.append(bound.loss(model, signal, lead_mask).item())
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], rel=0.02)
+
+
+@pytest.mark.parametrize(("half", "faster"), [(6e11, True), (2e11, False)])
+def test_half_precision_is_taken_where_it_is_faster(monkeypatch, half, faster):
+    monkeypatch.setattr(cost, "matmul_peak", lambda device, dtype, **options: half if dtype == torch.bfloat16 else 2e11)
+    assert cost.faster_in_half() is faster
+
+
 def test_the_bound_trains():
     model, signal = objective(), torch.randn(1, 12, 500).repeat(8, 1, 1)
     before = model.encoder.stem.weight.clone()
@@ -94,11 +110,12 @@ def test_shares_name_the_kernels():
 def test_one_command_writes_a_record(tmp_path, python):
     out = tmp_path / "cpu.json"
     small = ["--device", "cpu", "--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1", "--records", "32"]
-    done = python("-m", "benchmarks", "steps", "parts", "whole", "profile", *small, "--out", out)
+    done = python("-m", "benchmarks", "halves", "steps", "parts", "whole", "profile", *small, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     tasks = {row["task"] for row in record["metrics"]}
     assert {
+        "bf16",
         "pretraining step, 100 Hz",
         "embedding",
         "embedding and UMAP",

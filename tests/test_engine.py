@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.utils import DistributedType
 
 from crema_lib import checkpoints, engine
@@ -365,6 +366,21 @@ def test_a_notebook_may_change_the_precision(store, tmp_path):
     half, exact = (run(store, tmp_path / name, Mean(), precision=name, epochs=0.4)[0] for name in ("bf16", "no"))
     assert not torch.equal(half, exact)
     assert torch.allclose(half, exact, atol=1e-2)
+
+
+def test_attention_on_a_cpu_is_in_single_precision(store, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 8).bfloat16()
+    mask = torch.rand(2, 1, 1, 7) < 0.8
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16), engine.SingleAttention():
+        assert torch.equal(F.scaled_dot_product_attention(query, key, value, attn_mask=mask), exact.bfloat16())
+        assert (query @ key.transpose(2, 3)).dtype == torch.bfloat16, "all else is left to autocast"
+    entered = []
+    monkeypatch.setattr(engine, "SingleAttention", lambda: entered.append(1) or contextlib.nullcontext())
+    for precision in ("bf16", "no"):
+        run(store, tmp_path / precision, Mean(), precision=precision, epochs=0.2, device="cpu")
+    assert len(entered) == 1, "single precision needs no help"
 
 
 def test_products_on_a_gpu_have_the_precision_asked_for(store, tmp_path, monkeypatch):
