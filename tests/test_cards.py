@@ -13,6 +13,10 @@ from conftest import ROOT
 
 from crema_lib import __main__ as cli
 from crema_lib import carbon, cards, composition, runs, weights
+from crema_lib.cards import card as card_page
+from crema_lib.cards import committed as source
+from crema_lib.cards import markdown, sheet
+from crema_lib.data import manifest
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 
@@ -62,7 +66,7 @@ def test_pages_cite_and_link_what_is_there(card, committed):
 def test_no_result_is_typed():
     """Numbers in the words are those of names (12 leads, 95 %, float32), and the rest comes from records."""
     for name in TEMPLATES:
-        words = (ROOT / "crema_lib" / name).read_text()
+        words = (ROOT / "crema_lib" / "cards" / name).read_text()
         words = re.sub(r"\{cite:\w\}`[^`]+`|\[\]\([^)]+\)|```.*?```", "", words, flags=re.DOTALL)
         assert set(re.findall(r"\d+", words)) <= {"12", "95", "32", "256"}
 
@@ -74,7 +78,7 @@ def test_the_readme_is_a_page_of_the_hub(card, committed):
     assert data["license"] == "mit" and data["library_name"] == "crema_lib" and "ecg" in data["tags"]
     results = data["model-index"][0]["results"]
     assert [one["dataset"]["config"] for one in results] == ["all", "diag", "sub", "super", "form", "rhythm"]
-    expected = cards._metric(committed, "04_linear_probing", "macro AUROC", "form", "CR-MAE").value
+    expected = source.metric(committed, "04_linear_probing", "macro AUROC", "form", "CR-MAE").value
     assert results[4]["metrics"] == [{"type": "roc_auc", "value": round(expected, 4), "name": "macro AUROC of a linear probe"}]
     assert "{cite" not in body and "[](" not in body
     for link in re.findall(r"\]\((\.\./[^)]+)\)", body):
@@ -96,11 +100,11 @@ def test_the_card_follows_the_records(card, records):
     place = next(
         row
         for row in records["09_other_hospitals"]["extra"]["other places"]
-        if (row["sample"], row["metric"], row["model"]) == ("ludb", "sensitivity", cards.PROBE)
+        if (row["sample"], row["metric"], row["model"]) == ("ludb", "sensitivity", source.PROBE)
     )
     place.update(home=0.99, value=0.01, low=0.0, high=0.02, drop=0.98)
     for row in records["10_corruptions"]["extra"]["conditions"]:
-        if row["kind"] == "reversal" and row["metric"] == "auroc" and row["model"] == cards.PROBE:
+        if row["kind"] == "reversal" and row["metric"] == "auroc" and row["model"] == source.PROBE:
             row.update(drop=0.4 if row["sample"].startswith("V1") else 0.1, value=0.444, low=0.4, high=0.5, home=0.9)
     after = cards.model_card(NAME, records).replace("\N{NO-BREAK SPACE}", " ")
     assert "0.123 [0.111, 0.133]" in after and "0.123 [0.111, 0.133]" not in card.replace("\N{NO-BREAK SPACE}", " ")
@@ -112,11 +116,12 @@ def test_the_card_follows_the_records(card, records):
 
 def test_tables_and_numbers():
     assert (
-        cards._table(("a", "b"), [("x", "1,000"), ("y", "-2.5 [1, 2]")]) == "| a | b |\n| --- | ---: |\n| x | 1,000 |\n| y | -2.5 [1, 2] |"
+        markdown.table(("a", "b"), [("x", "1,000"), ("y", "-2.5 [1, 2]")])
+        == "| a | b |\n| --- | ---: |\n| x | 1,000 |\n| y | -2.5 [1, 2] |"
     )
-    assert cards._score(cards.Interval(-0.0001, -0.2, 0.3)) == "0.000 [-0.200,\N{NO-BREAK SPACE}0.300]"
-    assert [cards._list(words) for words in ("", "a", "abc")] == ["none", "a", "a, b and c"]
-    assert cards.FOLDS["train_folds"] == "1 to 8" and cards.FOLDS["held_folds"] == "9 and 10"
+    assert markdown.score(source.Interval(-0.0001, -0.2, 0.3)) == "0.000 [-0.200,\N{NO-BREAK SPACE}0.300]"
+    assert [markdown.listed(words) for words in ("", "a", "abc")] == ["none", "a", "a, b and c"]
+    assert markdown.FOLDS["train_folds"] == "1 to 8" and markdown.FOLDS["held_folds"] == "9 and 10"
 
 
 def test_energy_is_hours_times_watts_times_the_building():
@@ -147,7 +152,7 @@ def test_records_of_another_model_are_refused(records):
 
 def test_what_a_record_lacks(records, tmp_path, monkeypatch):
     extra = records["10_corruptions"]["extra"]
-    extra["conditions"] = [row for row in extra["conditions"] if row["model"] != cards.PROBE]
+    extra["conditions"] = [row for row in extra["conditions"] if row["model"] != source.PROBE]
     with pytest.raises(CremaError, match=r"the record 10_corruptions has no rows of conditions with .*CR-MAE, probe.*run it again"):
         cards.model_card(NAME, records)
     records["05_fine_tuning"]["metrics"] = [m for m in records["05_fine_tuning"]["metrics"] if m["task"] != "form"]
@@ -166,7 +171,7 @@ def test_what_a_record_lacks(records, tmp_path, monkeypatch):
 
 def test_words_and_values_must_meet():
     with pytest.raises(CremaError, match=r"datasheet\.md and its values differ in .*surplus"):
-        cards._fill("datasheet.md", {"surplus": 1})
+        markdown.fill("datasheet.md", {"surplus": 1})
 
 
 # --- counts of a data set
@@ -215,7 +220,8 @@ def test_the_command_counts_and_writes_all_pages(store, tmp_path, monkeypatch, c
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "book").mkdir()
     monkeypatch.setenv("CREMA_HOME", str(tmp_path))
-    monkeypatch.setitem(cards.__dict__, "dataset", lambda name, old=cards.dataset: old("ptb-xl" if name == "simulated" else name))
+    for page in (card_page, sheet):
+        monkeypatch.setattr(page, "dataset", lambda name: manifest.dataset("ptb-xl" if name == "simulated" else name))
     assert cli.main(["cards", "--count", str(store.path)]) == 0
     told = capsys.readouterr().out.split()
     assert told == [f"weights/{NAME}/README.md", "book/model_card.md", "book/datasheet.md"]

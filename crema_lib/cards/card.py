@@ -1,0 +1,270 @@
+"""The card of a model, in the form of Mitchell et al. (2019)."""
+
+import json
+
+import pandas as pd
+
+from .. import carbon, weights
+from ..data import splits
+from ..data.manifest import dataset
+from ..leakage.checkpoint import SEEN, what_was_seen
+from ..metrics import FEW
+from ..objectives import TITLES
+from . import committed, markdown
+
+RIVALS = {"xresnet1d101": "a convolutional network", "features + boosting": "boosting on features made by hand"}  # trained on labels alone
+SHOWN = ("all", "super", "form", "rhythm")  # tasks on the card
+
+
+def model_card(name, records):
+    """The model card of weights, a MyST page.
+
+    Args:
+        name: of a model in `weights/`. records: those of this model, see `read_all`.
+
+    Returns:
+        str, Markdown with the book's citations and links to its chapters.
+
+    Raises:
+        CremaError: no such model, records of another one, or a record that lacks what the card reads.
+    """
+    folder = weights.locate(name)
+    config, saved = (json.loads((folder / file).read_text()) for file in ("config.json", "objective.json"))
+    committed.check(records, config, saved["class"])
+    parts = (_facts(folder, config, saved, records), _training(folder, records), _results(records), _groups(records), _changes(records))
+    values = {key: value for part in (*parts, _failures(records), _leaks(records), _costs(folder, records)) for key, value in part.items()}
+    folds = {key: markdown.FOLDS[key] for key in ("held_folds", "valid_fold", "test_fold")}
+    return markdown.fill(
+        "model_card.md", {"name": folder.name, "command": markdown.COMMAND, "sums": weights.SUMS, "seen": SEEN, **folds, **values}
+    )
+
+
+def _facts(folder, config, saved, records):
+    run, young = committed.record(records, "03_pretraining"), committed.record(records, "datasheet")["extra"]["age"][0]
+    dtype, parameters = weights.stored(folder)
+    band = f"{config['band'][0]:g} to {config['band'][1]:g} Hz" if config.get("band") else "unfiltered"
+    files = sorted(folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files) / 1e6
+    rows = [
+        ("what", f"Signal Transformer, an encoder of {len(config['leads'])}-lead ECGs, with the heads of its pretraining"),
+        ("size", f"width {config['width']}, {config['depth']} blocks, {config['heads']} heads, {parameters:,} parameters in the encoder"),
+        ("files", f"{size:.1f} MB of safetensors: {markdown.listed(path.stem for path in files)}; matrices of the weights in {dtype}"),
+        ("input", f"millivolts, {config['fs']:g} Hz, up to {config['seconds']:g} s, {band}; `embed` brings other arrays there"),
+        ("token", f"{config['patch']} samples ({1000 * config['patch'] / config['fs']:.0f} ms) of all leads"),
+        ("output", f"{config['width']} numbers a recording (`mean`), or the means of the last blocks side by side (`layers`)"),
+        ("objective", TITLES[run["parameters"]["objective"]]),
+        ("options", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in saved["options"].items())),
+        ("made", f"{run['time_utc'][:10]}, commit `{(run['code']['commit'] or 'unknown')[:7]}`, torch {run['versions']['torch']}"),
+        ("licence", "MIT; the recordings have their own, see [](datasheet.md)"),
+    ]
+    return {
+        "facts": markdown.table(("property", "value"), rows),
+        "fs": f"{config['fs']:g}",
+        "young": f"{young['records']:,}",
+        "youngest": young["age"],
+    }
+
+
+def _training(folder, records):
+    run = committed.record(records, "03_pretraining")
+    p, extra, source = run["parameters"], run["extra"], dataset(run["data"]["name"])
+    items = int(what_was_seen(folder)[1]["items"])
+    rows = [
+        ("recordings", f"{items:,} without labels: {source['title']}, version {source['version']}, folds {markdown.FOLDS['train_folds']}"),
+        ("passes", f"{p['epochs']:g}, in batches of {p['batch_size']}: {extra['log']['step'][-1]:,} steps"),
+        ("optimiser", f"AdamW, learning rate {p['lr']:g}, weight decay {p['weight_decay']:g}"),
+        ("warm-up", f"{markdown.share(p['warmup'])} of the steps, then a cosine"),
+        ("time", f"{extra['minutes']:.0f} minutes, {extra['records_per_s']:.0f} recordings a second"),
+        ("machine", run["device"]["name"]),
+        ("runs", f"one, seed {p['seed']}: what another seed would change is not known"),
+    ]
+    explained = committed.metric(records, "03_pretraining", "variance explained", "pretraining", p["objective"])
+    return {"training": markdown.table(("property", "value"), rows), "explained": markdown.share(explained.value)}
+
+
+def _results(records):
+    def score(task, model):
+        return committed.metric(records, "05_fine_tuning", "macro AUROC", task, model)
+
+    tuning, scored = (
+        committed.record(records, "05_fine_tuning"),
+        pd.DataFrame(committed.record(records, "04_linear_probing")["extra"]["labels"]["all"]),
+    )
+    rivals = [one for one in RIVALS if any(metric["model"] == one for metric in tuning["metrics"])]
+    arms = {
+        f"{committed.TWIN}, probe": "random, probe",
+        committed.PROBE: "pretrained, probe",
+        committed.TWIN: "random, fine-tuned",
+        committed.MODEL: "pretrained, fine-tuned",
+    }
+    arms |= {one: one for one in rivals}
+    rows = [(title, *(markdown.score(score(task, arm)) for task in SHOWN)) for arm, title in arms.items()]
+    worth = []
+    for other in (committed.TWIN, *rivals):
+        gain = score("all", f"{committed.MODEL} - {other}")
+        side = "above" if gain.low > 0 else "below" if gain.high < 0 else "neither above nor below"
+        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.score(gain)})")
+    points = committed.frame(records, "06_label_efficiency", "points", task="all", model=committed.PROBE).sort_values("share").iloc[0]
+    return {
+        "seeds": tuning["extra"]["seeds"],
+        "rivals": f"Trained on labels alone: {'; '.join(f'`{one}`, {RIVALS[one]}' for one in rivals)}." if rivals else "",
+        "results": markdown.table(("macro AUROC", *(f"`{task}`" for task in SHOWN)), rows),
+        "worth": markdown.listed(worth),
+        "rare": int((scored[scored["model"] == committed.MODEL]["n"] < FEW).sum()),
+        "few": FEW,
+        "share": markdown.share(points["share"]),
+        "share_records": f"{points['records']:,.0f}",
+        "share_labels": points["labels"],
+        "share_score": markdown.score(markdown.interval(points)),
+        "age_error": markdown.score(committed.metric(records, "04_linear_probing", "MAE", "age", committed.MODEL), 1),
+        "age_mean": markdown.score(committed.metric(records, "04_linear_probing", "MAE", "age", "mean age"), 1),
+    }
+
+
+def _worst(rows):
+    return rows.loc[rows["drop"].idxmax()]
+
+
+def _groups(records):
+    def held(*tables):
+        rows = []
+        for _, of in pd.concat(tables).groupby("sample", sort=False):
+            rank, found = (of[of["metric"] == metric].iloc[0] for metric in ("auroc", "sensitivity"))
+            name = rank["sample"].replace("<", "&lt;").replace("_", " ")
+            rows.append((name, f"{rank['records']:,}", markdown.away(rank), markdown.score(markdown.drop(rank)), markdown.away(found)))
+        return markdown.table(("group", "recordings", "AUROC, home → there", "drop", "sensitivity, home → there"), rows)
+
+    people = committed.frame(records, "09_other_hospitals", "people", model=committed.PROBE)
+    places = committed.frame(records, "09_other_hospitals", "other places", model=committed.PROBE)
+    inside = places[places["sample"].str.match(committed.INSIDE) & ~places["sample"].str.startswith("year")]
+    worst = _worst(pd.concat([people, inside]).query("metric == 'auroc'").reset_index())
+    error = _worst(committed.outside(records, metric="ece"))
+    domains = committed.frame(records, "09_other_hospitals", "clinical domains", model=committed.PROBE, metric="ece")
+    expected = committed.frame(records, "07_calibration", "expected", task="super", model=committed.PROBE, scaled="no").iloc[0]
+    return {
+        "wanted": markdown.share(committed.record(records, "09_other_hospitals")["parameters"]["sensitivity"]),
+        "groups": held(people, inside),
+        "worst_group": worst["sample"].replace("<", "&lt;"),
+        "worst_drop": markdown.score(markdown.drop(worst)),
+        "hospitals": held(committed.outside(records)),
+        "worst_error": f"{markdown.away(error)} ({error['sample']})",
+        "domains": markdown.listed(domains["sample"]),
+        "domain_errors": markdown.listed(markdown.score(markdown.interval(row)) for _, row in domains.iterrows()),
+        "domain_home": markdown.number(domains["home"].iloc[0]),
+        "calibration": markdown.number(expected["ECE"]),
+        "if_right": markdown.number(expected["if right"]),
+    }
+
+
+def _changes(records):
+    changed = committed.frame(records, "10_corruptions", "conditions", model=committed.PROBE, metric="auroc")
+    worst = changed.loc[changed.groupby("kind")["drop"].idxmax()].sort_values("drop", ascending=False)
+    leads = committed.frame(
+        records,
+        "15_any_leads",
+        "scores",
+        model=committed.MODEL,
+        task=committed.record(records, "15_any_leads")["parameters"]["curve_tasks"][0],
+    )
+    scores = {(row["trained"], row["leads"]): markdown.score(markdown.interval(row)) for _, row in leads.iterrows()}
+    shown = sorted(set(leads["leads"]), reverse=True)
+    return {
+        "shift_task": committed.record(records, "10_corruptions")["parameters"]["shift_task"],
+        "at_home": markdown.number(worst["home"].iloc[0]),
+        "changes": markdown.table(
+            ("change", "level", "macro AUROC", "drop"),
+            [_change(row) for _, row in worst.iterrows()],
+        ),
+        "lead_task": leads["task"].iloc[0],
+        "leads": markdown.table(
+            ("leads shown", "probe of the most leads", "probe of these leads"),
+            [(number, *(scores.get((trained, number), "") for trained in ("full", "own"))) for number in shown],
+        ),
+        "lead_all": f"macro AUROC {scores['full', shown[0]]} with {shown[0]} leads",
+        "lead_one": f"{scores['full', shown[-1]]} with {shown[-1]}",
+    }
+
+
+def _change(row):
+    return (
+        row["kind"],
+        row["sample"].removeprefix(f"{row['kind']}, "),
+        markdown.score(markdown.interval(row)),
+        markdown.score(markdown.drop(row)),
+    )
+
+
+def _failures(records):
+    changed = committed.frame(records, "10_corruptions", "conditions", model=committed.PROBE, metric="auroc")
+
+    def hardest(*kinds):
+        row = _worst(changed[changed["kind"].isin(kinds)])
+        return f"{row['sample']}, macro AUROC {markdown.away(row)}"
+
+    least = 0.01
+    kinds = changed.groupby("kind")["drop"].max()
+    harmless = list(kinds.index[kinds < least])
+    missed = _worst(committed.outside(records, metric="sensitivity"))
+    doubt = committed.frame(records, "11_trust", "flags", model=committed.PROBE, signal="doubt")
+    worst = doubt.loc[doubt["value"].idxmin()]
+    return {
+        "swap": hardest("reversal"),
+        "noise": hardest("baseline wander", "muscle artefact", "electrode motion", "powerline", "white"),
+        "narrow": hardest("low-pass", "high-pass", "sampling rate", "gain"),
+        "harmless": f"What costs less than {least} at every level tried: {markdown.listed(harmless)}." if harmless else "",
+        "missed": f"{markdown.away(missed)} ({missed['sample']})",
+        "doubt_home": markdown.score(markdown.interval(doubt[doubt["sample"].str.startswith("home")].iloc[0])),
+        "doubt_worst": f"{markdown.score(markdown.interval(worst))} ({worst['sample']})",
+    }
+
+
+def _leaks(records):
+    table = committed.frame(records, "08_leakage", "table")
+    own = table[table["where"] == table["where"].iloc[0]].set_index(["question", "split"])
+    seen, own = own.loc["seen in pretraining"], own["count"]
+    people = committed.frame(records, "15_any_leads", "people", model=committed.MODEL, measure="top-1")
+    best = people[people["leads"] == people["leads"].max()].sort_values("value").iloc[-1]
+    traces = committed.frame(records, "12_maps", "hospital", model=committed.MODEL, metric="AUROC")
+    saw = [f"{seen['count'][part]:,} of {seen['of'][part]:,} recordings of {markdown.word(part)}" for part in splits.SPLITS]
+    found = [f"{own[name, 'across sides']:,} {title}" for name, title in (("patients", "patients"), ("exact duplicates", "equal"))]
+    return {
+        "saw": markdown.listed(saw),
+        "across": markdown.listed([*found, f"{own['near duplicates', 'across sides']:,} nearly equal recordings"]),
+        "named": markdown.share(best["value"]),
+        "candidates": f"{committed.record(records, '15_any_leads')['extra']['counts']['candidates']:,}",
+        "sex": markdown.score(committed.metric(records, "04_linear_probing", "macro AUROC", "sex", committed.MODEL)),
+        "traces": markdown.listed(
+            f"{row['task']} ({markdown.score(markdown.interval(row))})" for _, row in traces.iterrows() if row["task"] != "superclass"
+        ),
+    }
+
+
+def _costs(folder, records):
+    run, half = committed.record(records, "03_pretraining"), committed.record(records, "precision")
+    dtype, chosen, moved = weights.stored(folder)[0], weights.gentlest(half), half["extra"]["moved"]
+
+    def differences(kind, task):
+        for part in ("valid", "test"):
+            yield markdown.score(
+                committed.metric(records, "precision", f"macro AUROC, fold {markdown.folds(part)}", task, f"{kind} - float32"), 5
+            )
+
+    tasks = dict.fromkeys(metric["task"] for metric in half["metrics"])
+    rows = [(kind, f"`{task}`", *differences(kind, task), f"{moved[kind]:.5f}") for kind in moved for task in tasks]
+    kwh, device = [carbon.energy(record) for record in records.values()], run["device"]
+    return {
+        "choice": f"Fold {markdown.FOLDS['valid_fold']} chose {chosen}{'' if dtype == chosen else f', but the files hold {dtype}'}.",
+        "precision": markdown.table(
+            ("matrices", "task", f"fold {markdown.FOLDS['valid_fold']}", f"fold {markdown.FOLDS['test_fold']}", "features move by"), rows
+        ),
+        "seconds": f"{run['wall_seconds']:,.0f}",
+        "machine": f"{device['cpus']} cores" if device["type"] == "cpu" else device["name"],
+        "watts": f"{carbon.CORE_WATTS:g} W a core" if device["type"] == "cpu" else f"{carbon.power(device):g} W",
+        "kwh": f"{carbon.energy(run):.2f}",
+        "grams": f"{carbon.energy(run) * carbon.INTENSITY:,.0f}",
+        "all_hours": f"{sum(record['wall_seconds'] for record in records.values()) / 3600:.1f}",
+        "all_kwh": f"{sum(kwh):.2f}",
+        "all_grams": f"{sum(kwh) * carbon.INTENSITY:,.0f}",
+        "overhead": f"{carbon.OVERHEAD:g}",
+        "intensity": f"{carbon.INTENSITY:g}",
+    }
