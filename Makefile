@@ -38,9 +38,9 @@ test: $(VENV)/.test-installed
 ifeq ($(ARGS),)
 	rm -rf _build/tested
 	$(BIN)/python -m crema_lib book --profile quick --out _build/tested -p out=_build/tested/runs
-	CREMA_BUILT=_build/tested $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	CREMA_BUILT=_build/tested $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 else
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 endif
 
 lint: $(VENV)/.test-installed

@@ -11,12 +11,18 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = ("test_book", "test_benchmarks", "test_notebooks", "test_site", "test_parallel", "test_checkpoints", "test_cli", "test_pretrain")
 
 
 def pytest_configure(config):
     """The workers share the cores: with a thread of each for every core they would wait for one another. Read when torch is loaded."""
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: begun last, one of them would keep a worker busy while the other has nothing left."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")
