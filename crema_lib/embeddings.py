@@ -43,12 +43,12 @@ def read_out(encoder, signal, lead_mask, readouts):
     """Several readouts of a batch from one pass through the encoder: dict readout -> tensor, see `embed_store`."""
     if not hasattr(encoder, "blocks"):
         return {name: encoder.features(signal, lead_mask, name) for name in readouts}
-    depth = len(encoder.blocks)
-    layers = encoder(signal, lead_mask, layers=range(max(0, depth - 4), depth))
+    layers = encoder(signal, lead_mask, layers=range(len(encoder.blocks)))
     known = {
         "mean": lambda: encoder.pool(layers[-1]),
         "cls": lambda: layers[-1][:, 0],
-        "layers": lambda: torch.cat([encoder.pool(tokens) for tokens in layers], dim=1),
+        "layers": lambda: torch.cat([encoder.pool(tokens) for tokens in layers[-4:]], dim=1),
+        "blocks": lambda: torch.cat([encoder.pool(tokens) for tokens in layers], dim=1),
         "tokens": lambda: layers[-1][:, encoder.cls is not None :].half(),
     }
     return {name: known[name]() for name in readouts}
@@ -58,8 +58,8 @@ def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_
     """Features of the records of a store from a frozen encoder (eval mode, no gradient).
 
     Args:
-        rows: row numbers, default all. readout: see `SiT.features`; or "tokens" for all patch tokens after the last norm; or a list of
-            readouts, which then come from one pass.
+        rows: row numbers, default all. readout: see `SiT.features`; or "blocks" for the means of all blocks side by side, each through
+            the last norm; or "tokens" for all patch tokens after it; or a list of readouts, which then come from one pass.
         leads: names of the leads that the encoder is shown, None for all; the others are zero and marked as missing. See
             `data.leads.SUBSETS`. batch_size: more than 64 is slower on a CPU, whose cache it then leaves.
         cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout, the
@@ -79,7 +79,7 @@ def embed_store(encoder, store, rows=None, *, readout="mean", leads=None, batch_
             f"{store.path.name} holds {store.fs} Hz and leads {' '.join(store.meta['leads'])}"
         )
     readouts = [readout] if isinstance(readout, str) else list(readout)
-    known = (*encoder.readouts, *["tokens"] * hasattr(encoder, "blocks"))
+    known = (*encoder.readouts, *["blocks", "tokens"] * hasattr(encoder, "blocks"))
     if unknown := [name for name in readouts if name not in known]:
         raise CremaError(f"unknown readout {unknown[0]!r} for this {type(encoder).__name__}: known are {', '.join(known)}")
     rows = np.arange(len(store)) if rows is None else np.asarray(rows, dtype=np.int64)

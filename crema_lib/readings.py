@@ -53,28 +53,6 @@ def _finite(features):
     return features.float().cpu().numpy()
 
 
-def layer_features(encoder, store, rows=None, *, batch_size=256, device="cpu"):
-    """Mean tokens after each block of a frozen encoder, for a linear probe of every block.
-
-    Args:
-        encoder: a `SiT`. store: an `EcgStore`. rows: row numbers, default all.
-
-    Returns:
-        float32 (blocks, records, width), each through the last norm; the last is the readout "mean" of `embed_store`.
-
-    Raises:
-        CremaError: an encoder without blocks, a store that does not fit it, or features that are not finite.
-    """
-    if not hasattr(encoder, "blocks"):
-        raise CremaError(f"{type(encoder).__name__} has no blocks to read: features of every block need a SiT")
-    blocks, found = range(len(encoder.blocks)), []
-    with frozen(encoder, device):
-        for signal, mask in batches_of(encoder, store, rows, batch_size):
-            layers = encoder(signal.to(device), mask.to(device), layers=blocks)
-            found.append(_finite(torch.stack([encoder.pool(tokens) for tokens in layers])))
-    return np.concatenate(found, axis=1)
-
-
 def view_features(encoder, store, rows=None, *, gain=0.2, noise=0.03, lead_drop=0.5, seed=0, batch_size=256, device="cpu"):
     """Features of two random views of each record from a frozen encoder: mean tokens, nothing hidden.
 

@@ -199,15 +199,20 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             tokens, there = self._time_tokens(signal, lead_mask, visible), None
         else:
             tokens, there = self._lead_tokens(signal, lead_mask, visible)
+        used, attended = None, there
+        if there is not None and torch.is_inference_mode_enabled():  # in training the host would have to wait for the device here
+            used = there.any(dim=0).nonzero()[:, 0]  # what no record has is not computed
+            tokens, attended = tokens[:, used], None if there[:, used].all() else there[:, used]
         if self.cls is not None:
             tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
-        attended = None if there is None else F.pad(there, (tokens.shape[1] - there.shape[1], 0), value=True)[:, None, None]
+        if attended is not None:
+            attended = F.pad(attended, (tokens.shape[1] - attended.shape[1], 0), value=True)[:, None, None]
         outputs = []
         for i, block in enumerate(self.blocks):
             tokens = block(tokens, attn_mask=attended)
             if layers is not None and i in layers:
-                outputs.append(self._finish(tokens, there))
-        return self._finish(tokens, there) if layers is None else outputs
+                outputs.append(self._finish(tokens, there, used))
+        return self._finish(tokens, there, used) if layers is None else outputs
 
     def _time_tokens(self, signal, lead_mask, visible):
         """Tokens of all leads before the first block."""
@@ -232,13 +237,20 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         there = lead_mask | ~lead_mask.any(dim=1, keepdim=True)  # a record without any lead attends to its zeros
         return tokens.flatten(1, 2), there.repeat_interleave(tokens.shape[2], dim=1)
 
-    def _finish(self, tokens, there):
-        """The last norm; then, for tokens of leads that are not there, the mean of the others."""
+    def _finish(self, tokens, there, used):
+        """The last norm; then, for tokens of leads that are not there, the mean of the others.
+
+        used: int64, the tokens that were computed of those that `there` tells of; None for all.
+        """
         tokens = self.norm(tokens)
         if there is None:
             return tokens
-        first = tokens.shape[1] - there.shape[1]
-        rest, there = tokens[:, first:], there[..., None]
+        first = tokens.shape[1] - (there.shape[1] if used is None else len(used))
+        if used is not None:
+            rest = tokens.new_zeros(len(tokens), there.shape[1], tokens.shape[2]).index_copy(1, used, tokens[:, first:])
+        else:
+            rest = tokens[:, first:]
+        there = there[..., None]
         mean = (rest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
         return torch.cat([tokens[:, :first], torch.where(there, rest, mean)], dim=1)
 

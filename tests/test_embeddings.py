@@ -43,7 +43,7 @@ def test_leads_that_are_not_shown_play_no_part(store, tokens, n):
     found = embed_store(model, store, range(10), leads=SUBSETS[n])
     signal = torch.where(kept[:, None], store.read(range(10)), torch.zeros(()))
     with torch.no_grad():
-        np.testing.assert_allclose(found, model.features(signal, kept.expand(10, -1)), atol=1e-6)
+        np.testing.assert_allclose(found, model.features(signal, kept.expand(10, -1)), atol=1e-5)
     np.testing.assert_array_equal(found, embed_store(model, corrupt.Shifted(store, corrupt.keep_leads(SUBSETS[n])), range(10)))
     assert not np.allclose(found, embed_store(model, store, range(10)), atol=1e-3)
 
@@ -62,6 +62,16 @@ def test_all_leads_are_the_default(store, tmp_path):
     first = embed_store(model, store, cache=tmp_path)
     np.testing.assert_array_equal(embed_store(model, store, leads=SUBSETS[12], cache=tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_features_of_every_block(store, tmp_path):
+    model, rows = encoder(cls_token=True, depth=6).train(), [5, 3, 17]
+    blocks, layers = embed_store(model, store, rows, readout=["blocks", "layers"], cache=tmp_path)
+    assert blocks.shape == (3, 6 * 32) and blocks.dtype == np.float32 and model.training
+    np.testing.assert_array_equal(blocks[:, -4 * 32 :], layers)
+    with torch.no_grad():
+        tokens = model.eval()(store.read(rows), torch.from_numpy(store.lead_mask[rows]), layers=[0])[0]
+    np.testing.assert_allclose(blocks[:, :32], tokens[:, 1:].mean(1), atol=1e-5)
 
 
 def test_the_cache_tells_subsets_apart(store, tmp_path):

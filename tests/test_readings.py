@@ -7,11 +7,9 @@ from sklearn.decomposition import PCA
 
 from crema_lib import readings
 from crema_lib.data.simulate import simulated_store
-from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
 from crema_lib.metrics import patient_counts
 from crema_lib.sit import SiT
-from crema_lib.xresnet import XResNet1d
 
 WHO = np.arange(60) // 2  # two recordings of each patient
 MANY = np.arange(600)
@@ -209,17 +207,6 @@ def test_the_matrix_holds_every_pair(debiased):
 # --- features
 
 
-def test_features_of_every_block(store):
-    model, rows = encoder(cls_token=True).train(), [5, 3, 17]
-    found = readings.layer_features(model, store, rows, batch_size=2)
-    assert found.shape == (3, 3, 32) and found.dtype == np.float32 and model.training
-    np.testing.assert_allclose(found[-1], embed_store(model, store, rows), atol=1e-5)
-    with torch.no_grad():
-        tokens = model.eval()(store.read(rows), torch.from_numpy(store.lead_mask[rows]), layers=[0])[0]
-    np.testing.assert_allclose(found[0], tokens[:, 1:].mean(1), atol=1e-5)
-    assert readings.layer_features(model, store).shape == (3, 24, 32)
-
-
 def test_every_encoder_gets_the_same_two_views(store):
     seen = {}
     state = torch.get_rng_state()
@@ -297,15 +284,12 @@ def test_what_cannot_be_read():
 def test_what_no_features_can_be_had_of(store):
     damaged = encoder()
     damaged.norm.weight.data[0] = torch.nan
-    for read in (readings.layer_features, readings.view_features):
-        with pytest.raises(CremaError, match=r"takes 50 Hz .* holds 100 Hz"):
-            read(encoder(fs=50), store)
-        with pytest.raises(CremaError, match="there is no record"):
-            read(encoder(), store, [])
-        with pytest.raises(CremaError, match="its weights are damaged"):
-            read(damaged, store)
-    with pytest.raises(CremaError, match="XResNet1d has no blocks"):
-        readings.layer_features(XResNet1d(fs=100, seconds=5, width=4, hidden=8), store)
+    with pytest.raises(CremaError, match=r"takes 50 Hz .* holds 100 Hz"):
+        readings.view_features(encoder(fs=50), store)
+    with pytest.raises(CremaError, match="there is no record"):
+        readings.view_features(encoder(), store, [])
+    with pytest.raises(CremaError, match="its weights are damaged"):
+        readings.view_features(damaged, store)
     for wrong in ({"gain": -1}, {"noise": np.nan}, {"lead_drop": 1.5}):
         with pytest.raises(CremaError, match="give gain and noise >= 0, lead_drop from 0 to 1"):
             readings.view_features(encoder(), store, **wrong)

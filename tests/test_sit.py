@@ -138,6 +138,12 @@ def test_missing_leads_of_one_lead_tokens_are_as_if_they_were_not_there(cls_toke
     torch.testing.assert_close(ours, theirs)
     tokens = model(x, mask)[:, cls_token:].view(2, 12, 16, 32)
     torch.testing.assert_close(tokens[:, 2:7], model.features(x, mask)[:, None, None].expand(2, 5, 16, 32))
+    for mask[0, 5] in (False, True):  # in inference what no record has is not computed, and what one of them has is
+        with torch.inference_mode():
+            fast = model(x, mask, visible), *model(x, mask, layers=[0, 1])
+        for one, other in zip(fast, (model(x, mask, visible), *model(x, mask, layers=[0, 1])), strict=True):
+            torch.testing.assert_close(one.clone(), other)
+    mask[0, 5] = False
     maps = model.attention(x, mask)[..., cls_token:].unflatten(-1, (12, 16))
     assert not maps[..., ~mask[0], :].any() and maps[..., kept, :].all()
     mask[:] = False
