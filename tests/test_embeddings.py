@@ -74,6 +74,13 @@ def test_features_of_every_block(store, tmp_path):
     np.testing.assert_allclose(blocks[:, :32], tokens[:, 1:].mean(1), atol=1e-5)
 
 
+def test_half_precision_is_near_and_kept_apart(store, tmp_path):
+    model = encoder(depth=4)
+    exact, half = (embed_store(model, store, readout="layers", precision=kind, cache=tmp_path) for kind in ("no", "bf16"))
+    assert half.dtype == np.float32 and not np.array_equal(exact, half) and len(list(tmp_path.glob("*.npy"))) == 2
+    np.testing.assert_allclose(half, exact, atol=0.1 * exact.std())
+
+
 def test_the_cache_tells_subsets_apart(store, tmp_path):
     model = encoder()
     lost = type(store)(store.path)
