@@ -35,6 +35,8 @@ def block_mask(batch, patches, ratio, block, device="cpu"):
     """
     if not 0 <= ratio < 1 or block < 1:
         raise CremaError(f"mask ratio {ratio} and block {block}: give 0 <= ratio < 1 and blocks of at least one patch")
+    if block == 1:
+        return random_mask(batch, patches, ratio, device)
     n_hidden = min(round(ratio * patches), patches - 1)
     number = (torch.arange(patches, device=device) + integers(0, block, batch, 1, device=device)) // block
     turn = uniform(batch, (patches + block - 2) // block + 1, device=device)

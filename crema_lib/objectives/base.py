@@ -82,8 +82,8 @@ class Objective(nn.Module):
         return clean, views.noise(clean, self.noise, self.encoder.fs), views.drop_leads(lead_mask, self.lead_drop)
 
     def hide(self, batch, patches, device):
-        """A random mask of patches by the option `mask_ratio`: (visible, hidden), int64 (batch, visible) and (batch, hidden)."""
-        return views.random_mask(batch, patches, self.mask_ratio, device)
+        """A random mask of patches by the options `mask_ratio` and `block`: (visible, hidden), int64 (batch, visible), (batch, hidden)."""
+        return views.block_mask(batch, patches, self.mask_ratio, self.block, device)
 
     def pair(self, signal, lead_mask, halves=False):
         """Two views of each record, and which patches of them the encoder sees, see `hide`.

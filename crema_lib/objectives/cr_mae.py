@@ -40,7 +40,8 @@ class CRMAE(MaskedAutoencoder):
 
     Args:
         encoder: a `SiT`.
-        mask_ratio: share of hidden patches. contrast_weight: lambda >= 0; at 0 there is no projector and no regulariser.
+        mask_ratio: share of hidden patches. block: patches that are hidden together, see `views.block_mask`.
+        contrast_weight: lambda >= 0; at 0 there is no projector and no regulariser.
         regulariser: "infonce", "vicreg", "uniformity" or "cmsc". temperature: of InfoNCE and CMSC, > 0.
         decoder_width, decoder_depth: of the decoder's blocks. projection: features of the contrasted space.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
@@ -53,6 +54,7 @@ class CRMAE(MaskedAutoencoder):
         encoder,
         *,
         mask_ratio=0.6,
+        block=1,
         contrast_weight=0.4,
         regulariser="infonce",
         temperature=0.1,

@@ -105,7 +105,7 @@ class MaskedAutoencoder(Masked):
         lead_mask = torch.ones(signal.shape[:2], dtype=torch.bool, device=signal.device) if lead_mask is None else lead_mask
         n = signal.shape[2] // encoder.patch
         if hidden is None:
-            visible, hidden = views.random_mask(len(signal), n, self.mask_ratio, signal.device)
+            _, hidden = views.block_mask(len(signal), n, self.mask_ratio, self.block, signal.device)
         flags = torch.zeros(len(signal), n, dtype=torch.bool, device=signal.device).scatter(1, hidden, True)
         visible = (~flags).nonzero()[:, 1].view(len(signal), -1)
         training = self.training

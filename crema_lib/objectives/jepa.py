@@ -13,7 +13,6 @@ import copy
 
 import torch
 
-from .. import views
 from .base import given
 from .decoder import Masked
 from .losses import latent_loss
@@ -26,7 +25,7 @@ class JEPA(Masked):
 
     Args:
         encoder: a `SiT`.
-        mask_ratio: share of hidden patches. block: patches a hidden block, see `views.block_mask`.
+        mask_ratio: share of hidden patches. block: patches that are hidden together, see `views.block_mask`.
         momentum: m of the first step; it rises linearly to 1 at the last one.
         decoder_width, decoder_depth: of the predictor's blocks.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
@@ -55,9 +54,6 @@ class JEPA(Masked):
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def hide(self, batch, patches, device):
-        return views.block_mask(batch, patches, self.mask_ratio, self.block, device)
 
     def forward(self, batch):
         signal, lead_mask = batch["signal"], batch["lead_mask"]

@@ -16,13 +16,24 @@ class MAE(MaskedAutoencoder):
 
     Args:
         encoder: a `SiT`.
-        mask_ratio: share of hidden patches. decoder_width, decoder_depth: of the decoder's blocks.
+        mask_ratio: share of hidden patches. block: patches that are hidden together, see `views.block_mask`.
+        decoder_width, decoder_depth: of the decoder's blocks.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
         gain: spread of the random gain. patch_norm: predict each patch after removing its mean and dividing by its deviation per lead
             (He et al. section 4.2); off by default because amplitude is diagnostic.
     """
 
     def __init__(
-        self, encoder, *, mask_ratio=0.6, decoder_width=128, decoder_depth=2, lead_drop=0.5, noise=0.03, gain=0.2, patch_norm=False
+        self,
+        encoder,
+        *,
+        mask_ratio=0.6,
+        block=1,
+        decoder_width=128,
+        decoder_depth=2,
+        lead_drop=0.5,
+        noise=0.03,
+        gain=0.2,
+        patch_norm=False,
     ):
         super().__init__(encoder, **given(locals()))

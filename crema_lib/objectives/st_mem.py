@@ -11,7 +11,6 @@ separators are left out. It takes longer a record than the others: there are as 
 
 import torch
 
-from .. import views
 from .base import given
 from .decoder import MaskedAutoencoder
 
@@ -23,19 +22,29 @@ class STMEM(MaskedAutoencoder):
 
     Args:
         encoder: a `SiT` with tokens="lead".
-        mask_ratio, decoder_width, decoder_depth, lead_drop, noise, gain, patch_norm: as in `MAE`.
+        mask_ratio, block, decoder_width, decoder_depth, lead_drop, noise, gain, patch_norm: as in `MAE`.
     """
 
     tokens = ("lead",)
 
     def __init__(
-        self, encoder, *, mask_ratio=0.6, decoder_width=128, decoder_depth=2, lead_drop=0.5, noise=0.03, gain=0.2, patch_norm=False
+        self,
+        encoder,
+        *,
+        mask_ratio=0.6,
+        block=1,
+        decoder_width=128,
+        decoder_depth=2,
+        lead_drop=0.5,
+        noise=0.03,
+        gain=0.2,
+        patch_norm=False,
     ):
         super().__init__(encoder, encoder.patch, **given(locals()))
 
     def hide(self, batch, patches, device):
         """A mask for each lead: (visible, hidden), int64 (batch, leads, visible) and (batch, leads, hidden)."""
-        masks = [views.random_mask(batch, patches, self.mask_ratio, device) for _ in self.encoder.leads]
+        masks = [super(STMEM, self).hide(batch, patches, device) for _ in self.encoder.leads]
         return tuple(torch.stack(part, dim=1) for part in zip(*masks, strict=True))
 
     def fill(self, tokens, visible, patches):

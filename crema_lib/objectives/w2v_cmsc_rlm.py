@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import parallel, views
+from .. import parallel
 from .base import given
 from .decoder import Masked
 from .losses import cmsc_nce, diversity, masked_nce
@@ -62,7 +62,7 @@ class W2VCMSCRLM(Masked):
 
     Args:
         encoder: a `SiT`.
-        mask_ratio: share of hidden patches. block: patches a hidden span, see `views.block_mask`.
+        mask_ratio: share of hidden patches. block: patches that are hidden together, see `views.block_mask`.
         temperature: of both contrasts, > 0. diversity_weight: a >= 0. groups, codes: G and V. projection: features of quantised latents.
         decoder_width, decoder_depth: of the decoder's blocks.
         lead_drop: probability that a segment loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
@@ -88,9 +88,6 @@ class W2VCMSCRLM(Masked):
     ):
         super().__init__(encoder, projection, **given(locals()))
         self.quantiser = Quantiser(encoder.width, groups, codes, projection)
-
-    def hide(self, batch, patches, device):
-        return views.block_mask(batch, patches, self.mask_ratio, self.block, device)
 
     def gumbel(self, batch, places, device):
         """Gumbel noise for the places of both segments of each record, (2 batch, places, groups, codes); None in evaluation mode."""
