@@ -224,8 +224,7 @@ class Reader:
         encoder, device = self.encoder, self.model.device
         patches, drawn = round(recordings.fs * recordings.seconds) // encoder.patch, []
         if hidden is None:
-            order = torch.randperm(patches, generator=torch.Generator().manual_seed(seed))
-            hidden = order[: round(self.objective.mask_ratio * patches)].tolist()
+            hidden = self.objective.places(patches, seed).tolist()
         hidden = sorted(set(map(int, hidden)))
         if not 0 < len(hidden) < patches or hidden[0] < 0 or hidden[-1] >= patches:
             raise CremaError(f"hide some of the patches 0 to {patches - 1} and leave one, not {len(hidden)}: {hidden[:5]} ...")

@@ -373,10 +373,19 @@ def test_w2v_loss_is_that_of_its_parts():
         assert m.quantiser.temperature.item() == pytest.approx(temperature)
 
 
-def test_masks_of_jepa_and_w2v_come_in_blocks():
-    for name in ("jepa", "w2v_cmsc_rlm"):
+def test_masks_come_in_blocks():
+    for name in ("mae", "cr_mae", "jepa", "w2v_cmsc_rlm", "st_mem"):
         m = model(name, block=4, mask_ratio=0.5)
         torch.manual_seed(3)
-        ours = m.hide(5, 16, "cpu")
+        ours = [part[:, 0] if name == "st_mem" else part for part in m.hide(5, 16, "cpu")]  # the mask of the first lead
         torch.manual_seed(3)
         assert all(torch.equal(a, b) for a, b in zip(ours, views.block_mask(5, 16, 0.5, 4), strict=True))
+
+
+def test_a_mask_by_a_seed_leaves_the_generator_as_it_was():
+    m = model("mae", block=4, mask_ratio=0.5)
+    before = torch.random.get_rng_state()
+    first = m.places(16, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, m.places(16, 3)) and not torch.equal(first, m.places(16, 4))
+    assert len(first) == 8 and (first.diff() > 1).sum() <= 3, "runs of hidden patches, not single ones"

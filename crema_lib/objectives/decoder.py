@@ -90,6 +90,12 @@ class MaskedAutoencoder(Masked):
         by_lead = self._by_lead(patches)
         return by_lead.mean(-1, keepdim=True), (by_lead.var(-1, keepdim=True) + 1e-4).sqrt()
 
+    def places(self, patches, seed):
+        """Patches that a random mask hides, int64 (hidden,), ascending; by a seed and not by torch's own generator."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return views.block_mask(1, patches, self.mask_ratio, self.block)[1][0]
+
     @torch.no_grad()
     def reconstruct(self, signal, lead_mask=None, hidden=None):
         """Hide patches in all leads and predict them, without augmentation.

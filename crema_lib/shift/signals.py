@@ -90,11 +90,10 @@ def reconstruction_error(objective, store, rows, *, draws=4, batch_size=256, see
             signals = store.read(chosen, device)[:, pick]
             mask = torch.from_numpy(store.lead_mask[chosen][:, pick]).to(device)
             patches = signals.shape[2] // encoder.patch
-            orders = torch.stack([torch.randperm(patches, generator=torch.Generator().manual_seed(seed + d)) for d in range(draws)])
+            masks = torch.stack([objective.places(patches, seed + d) for d in range(draws)])
             error, size = torch.zeros(len(chosen), device=device), torch.zeros(len(chosen), device=device)
-            for order in orders.to(device):
-                hidden = order[: round(objective.mask_ratio * patches)].sort().values.expand(len(chosen), -1)
-                drawn, flags = objective.reconstruct(signals, mask, hidden)
+            for hidden in masks.to(device):
+                drawn, flags = objective.reconstruct(signals, mask, hidden.expand(len(chosen), -1))
                 asked = (flags.repeat_interleave(encoder.patch, 1)[:, None] & mask[..., None]) / encoder.scale[:, None] ** 2
                 error += ((drawn - signals).square() * asked).sum((1, 2))
                 size += (signals.square() * asked).sum((1, 2))
