@@ -58,6 +58,8 @@ SCHEMA = {
         Parameter("ablations", list, "changes to CR-MAE, each NAME=VALUE, several at once joined by +", empty=True),
         Parameter("mask_ratio", float, "share of tokens that is hidden", 0.05, 0.95),
         Parameter("block", int, "patches that are hidden together, 0 for as the objective says", 0, 1000),
+        Parameter("decoder_width", int, "width of the decoder, 0 for as the objective says", 0, 4096),
+        Parameter("decoder_depth", int, "its transformer blocks, 0 for as the objective says", 0, 64),
         Parameter("contrast_weight", float, "lambda, the weight of the contrastive regulariser", 0, 100),
         Parameter("regulariser", str, "what CR-MAE adds to its reconstruction", choices=("infonce", "vicreg", "uniformity", "cmsc")),
         Parameter("temperature", float, "of the contrastive softmax", 0.001, 10),

@@ -15,10 +15,11 @@ from .sit import SiT
 # All parameters that pretraining reads, and those among them that are an objective's.
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
-    "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr", "weight_decay", "warmup",
-    "precision", "accumulate", "recompute", "shard", "compile", "device",
+    "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "epochs", "batch_size", "lr",
+    "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
-OPTIONS = ("mask_ratio", "block", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise")
+OPTIONS = ("mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise")
+OWN = ("block", "decoder_width", "decoder_depth")  # those that are the objective's own where a profile says 0
 
 
 def lead_scale(store, rows):
@@ -70,9 +71,8 @@ def pretrain(p, store, *, progress=True):
         (objective, log): the trained `Objective`, also saved in `run_dir/pretrain/model`, and the log of `engine.fit`.
     """
     rows = store.rows(TRAIN)
-    chosen = {name: getattr(p, name) for name in OPTIONS if name in options(p.objective) and hasattr(p, name)}
-    if not chosen.get("block", 1):
-        del chosen["block"]
+    given = {name: getattr(p, name) for name in OPTIONS if name in options(p.objective) and hasattr(p, name)}
+    chosen = {name: value for name, value in given.items() if value or name not in OWN}
     model = build(p.objective, new_encoder(p, store, rows), **chosen)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
