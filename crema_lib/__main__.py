@@ -209,7 +209,7 @@ def _embed_command(commands):
     parser.add_argument("files", nargs="+", metavar="FILE", help="WFDB records, CSV tables (a column a lead), or folders of recordings")
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file: record, quality, then one column a feature")
     parser.add_argument("--checkpoint", metavar="MODEL", help="name of a model in weights/, or a folder (default: the first in weights/)")
-    parser.add_argument("--readout", choices=("mean", "cls", "layers"), help="how tokens become one embedding (default: mean)")
+    parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: mean)")
     parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
@@ -243,7 +243,7 @@ def _reader_command(commands):
     parser.add_argument("data", metavar="NAME", help="prepared data set with labels and folds, or the folder of a store")
     parser.add_argument("--checkpoint", required=True, metavar="MODEL", help="name of a model in weights/, or a folder; the files go there")
     parser.add_argument("--task", help="labels of the probe: all, diag, sub, super, form, rhythm, shared or sex (default: super)")
-    parser.add_argument("--readout", choices=("mean", "cls", "layers"), help="how tokens become one embedding (default: layers)")
+    parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: layers)")
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
     parser.set_defaults(run=_reader)
 

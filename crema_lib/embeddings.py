@@ -47,13 +47,10 @@ def read_out(encoder, signal, lead_mask, readouts):
         return {name: encoder.features(signal, lead_mask, name) for name in readouts}
     layers = encoder(signal, lead_mask, layers=range(len(encoder.blocks)))
     known = {
-        "mean": lambda: encoder.pool(layers[-1]),
-        "cls": lambda: layers[-1][:, 0],
-        "layers": lambda: torch.cat([encoder.pool(tokens) for tokens in layers[-4:]], dim=1),
         "blocks": lambda: torch.cat([encoder.pool(tokens) for tokens in layers], dim=1),
         "tokens": lambda: layers[-1][:, encoder.cls is not None :].half(),
     }
-    return {name: known[name]() for name in readouts}
+    return {name: known[name]() if name in known else encoder.gather(layers, name, lead_mask) for name in readouts}
 
 
 def embed_store(

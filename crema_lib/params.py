@@ -77,7 +77,7 @@ SCHEMA = {
         Parameter("compile", bool, "torch.compile the objective: pays in runs of many minutes"),
         Parameter("checkpoint", str, "folder of a pretrained model, '' for what the pretraining chapter made"),
         Parameter("checkpoints", list, "further pretrained models, each NAME=FOLDER", empty=True),
-        Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers")),
+        Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers", "moments")),
         Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm", "shared", "sex")),
         Parameter("curve_tasks", list, "label sets to draw curves of", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
         Parameter("fractions", list, "labelled training recordings, per cent", choices=("1", "2", "5", "10", "25", "50", "100")),

@@ -258,32 +258,55 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         """Mean over the patch tokens: (batch, tokens, width) -> (batch, width)."""
         return tokens[:, self.cls is not None :].mean(dim=1)
 
+    def spread(self, tokens, lead_mask=None):
+        """How patch tokens vary over time: (batch, tokens, width) -> (batch, 2 * width), their standard deviation, and the mean size of
+        the step from one token to the next; with tokens of one lead within each lead, then the mean over the leads that are there."""
+        by_lead = self.tokens == "lead"
+        tokens = tokens[:, self.cls is not None :].unflatten(1, (len(self.leads) if by_lead else 1, -1)).float()
+        deviation = (tokens.var(dim=2, correction=0) + 1e-6).sqrt()  # so much that the slope stays finite where nothing varies
+        step = tokens.diff(dim=2).abs().sum(dim=2) / max(1, tokens.shape[2] - 1)
+        found = torch.cat([deviation, step], dim=2)
+        if lead_mask is None or not by_lead:
+            return found.mean(dim=1)
+        return (found * lead_mask[..., None]).sum(dim=1) / lead_mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def gather(self, layers, readout, lead_mask=None):
+        """One vector a record from the tokens after each of the last blocks (a list, at least four of them or all), see `features`."""
+        last = layers[-4:]
+        if readout == "mean":
+            return self.pool(last[-1])
+        if readout == "cls":
+            return last[-1][:, 0]
+        parts = [self.pool(tokens) for tokens in last]
+        return torch.cat(parts if readout == "layers" else parts + [self.spread(tokens, lead_mask) for tokens in last], dim=1)
+
     @property
     def readouts(self):
         """Names that `features` knows."""
-        return ("mean", "layers", "cls") if self.cls is not None else ("mean", "layers")
+        return ("mean", "layers", "moments", "cls") if self.cls is not None else ("mean", "layers", "moments")
 
     def feature_size(self, readout="mean"):
         """Length of the vector that `features` gives."""
-        return self.width * (min(4, len(self.blocks)) if readout == "layers" else 1)
+        return self.width * {"layers": 1, "moments": 3}.get(readout, 0) * min(4, len(self.blocks)) or self.width
 
     def features(self, signal, lead_mask=None, readout="mean", visible=None):
         """One vector a record.
 
         Args:
-            readout: "mean" of the patch tokens, the "cls" token, or "layers": the means of the last four blocks side by side.
+            readout: "mean" of the patch tokens, the "cls" token, "layers": the means of the last four blocks side by side, or
+                "moments": beside them how the tokens of these blocks vary over time, see `spread`.
             visible: as in `forward`.
 
         Returns:
-            float (batch, width), or (batch, 4 * width) for "layers" (fewer where the SiT has fewer blocks).
+            float (batch, width), or (batch, 4 * width) for "layers" and (batch, 12 * width) for "moments" (fewer where the SiT has
+            fewer blocks).
         """
         if readout not in self.readouts:
             raise CremaError(f"unknown readout {readout!r} for this SiT: known are {', '.join(self.readouts)}")
-        if readout == "layers":
-            last = range(max(0, len(self.blocks) - 4), len(self.blocks))
-            return torch.cat([self.pool(tokens) for tokens in self(signal, lead_mask, visible, last)], dim=1)
-        tokens = self(signal, lead_mask, visible)
-        return self.pool(tokens) if readout == "mean" else tokens[:, 0]
+        if readout in ("mean", "cls"):
+            return self.gather([self(signal, lead_mask, visible)], readout)
+        depth = len(self.blocks)
+        return self.gather(self(signal, lead_mask, visible, range(max(0, depth - 4), depth)), readout, lead_mask)
 
     @torch.no_grad()
     def attention(self, signal, lead_mask=None):

@@ -32,7 +32,28 @@ def test_any_rate_length_and_leads(stem, fs, seconds, leads, patch, tokens):
     each = len(leads) if tokens == "lead" else 1
     assert model(x).shape == (2, each * fs * seconds // patch, 32)
     assert model.features(x, readout="layers").shape == (2, 96)
+    assert model.features(x, readout="moments").shape == (2, 288) == (2, model.feature_size("moments"))
     assert model(x[:, :, : 4 * patch]).shape == (2, each * 4, 32), "shorter inputs are allowed"
+
+
+@both_tokens
+def test_moments_are_means_deviations_and_steps_over_time(tokens):
+    model = small(tokens=tokens, cls_token=tokens == "time").eval()
+    x = torch.randn(2, 12, 400)
+    found = model.features(x, readout="moments")
+    assert torch.equal(found[:, : found.shape[1] // 3], model.features(x, readout="layers"))
+    last = model(x)[:, model.cls is not None :].view(2, -1, 16, 32)
+    deviation = [[lead.std(dim=0, correction=0) for lead in record] for record in last]
+    step = [[(lead[1:] - lead[:-1]).abs().mean(dim=0) for lead in record] for record in last]
+    expected = torch.stack([torch.cat([torch.stack(a).mean(0), torch.stack(b).mean(0)]) for a, b in zip(deviation, step, strict=True)])
+    torch.testing.assert_close(found[:, -64:], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_one_token_have_a_slope():
+    model = small()
+    x = torch.randn(2, 12, 25, requires_grad=True)
+    model.features(x, readout="moments").sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_tokens_of_one_lead_are_what_they_say():
