@@ -41,13 +41,13 @@ def read_log(path):
 
 
 def stage_of(change):
-    """Which stage a change (dict of parameters) belongs to.
+    """Which stage a change (dict of parameters) belongs to; seed and readout belong to both, and without others to pretraining.
 
     Raises:
         CremaError: no parameter of either, or some of both.
     """
     tuned = [name for name in change if name in FINETUNING]
-    other = [name for name in change if name not in FINETUNING and name != "seed"]
+    other = [name for name in change if name not in (*FINETUNING, "seed", "readout")]
     if unknown := [name for name in other if name not in pretrain.PARAMETERS]:
         raise CremaError(f"neither pretraining nor fine-tuning is changed by {unknown[0]}")
     if tuned and other:
@@ -69,9 +69,10 @@ def trial(p, store, text, checkpoint=None):
     change = params.parse_change(text)
     if stage_of(change) == "pretraining":
         given = dict(change)
+        readout = given.pop("readout", p.readout)  # the encoder is the same
         own = pretrain.variant(p, given.pop("objective", p.objective), given.pop("seed", p.seed), **given)
         model, log = pretrain.pretrain(own, store, progress=False)
-        scores, passes = probed(model.encoder, store, p.readout, p.device), own.epochs
+        scores, passes = probed(model.encoder, store, readout, p.device), own.epochs
     else:
         if checkpoint is None:
             raise CremaError("a change of fine-tuning needs a checkpoint to start from")

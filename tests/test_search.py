@@ -38,7 +38,8 @@ def test_a_change_is_read_by_the_types_of_the_parameters():
 
 def test_which_stage_a_change_belongs_to():
     assert search.stage_of({}) == search.stage_of({"patch": 50, "seed": 1}) == "pretraining"
-    assert search.stage_of({"finetune_lr": 1e-3, "seed": 1}) == "fine-tuning"
+    assert search.stage_of({"finetune_lr": 1e-3, "seed": 1}) == search.stage_of({"crop": 2.5, "readout": "mean"}) == "fine-tuning"
+    assert search.stage_of({"readout": "mean"}) == "pretraining"
     with pytest.raises(CremaError, match="crop belongs to fine-tuning and patch to pretraining"):
         search.stage_of({"patch": 50, "crop": 2.5})
     with pytest.raises(CremaError, match="changed by bins"):
@@ -78,6 +79,15 @@ def test_fold_ten_plays_no_part(store, tmp_path):
         found[name] = [[row[task] for task in search.TASKS] for row in (pretrained, tuned)]
     assert found["whole"] == found["spoilt"]
     assert found["whole"][0] != found["whole"][1]
+
+
+def test_another_readout_trains_nothing_anew(store, tmp_path):
+    p = parameters(tmp_path)
+    as_it_is = search.trial(p, store, "")
+    folders = sorted(path.name for path in (tmp_path / "objectives").iterdir())
+    read = search.trial(p, store, "readout=moments")
+    assert sorted(path.name for path in (tmp_path / "objectives").iterdir()) == folders
+    assert [read[task] for task in search.TASKS] != [as_it_is[task] for task in search.TASKS]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
