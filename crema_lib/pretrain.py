@@ -58,11 +58,19 @@ def variant(p, objective, seed, **changed):
     return SimpleNamespace(**{**vars(p), **own, **changed})
 
 
+def new_objective(p, store, rows):
+    """The objective that the parameters name around a `new_encoder`, before training.
+
+    It gets those of the parameters `OPTIONS` that it has. A profile sets all of them for every objective, so the others are left aside
+    without a word here (see `unused`); the command line refuses them where a user sets them for an objective without them.
+    """
+    given = {name: getattr(p, name) for name in OPTIONS if name in options(p.objective) and hasattr(p, name)}
+    chosen = {name: value for name, value in given.items() if value or name not in OWN}
+    return build(p.objective, new_encoder(p, store, rows), **chosen)
+
+
 def pretrain(p, store, *, progress=True):
     """Pretrain on folds 1 to 8 of a store.
-
-    The objective gets those of the parameters `OPTIONS` that it has. A profile sets all of them for every objective, so the others are
-    left aside without a word here (see `unused`); the command line refuses them where a user sets them for an objective without them.
 
     Args:
         p: namespace of the parameters (`crema_lib.params`) with `run_dir`. An interrupted run goes on where its last checkpoint is.
@@ -71,9 +79,7 @@ def pretrain(p, store, *, progress=True):
         (objective, log): the trained `Objective`, also saved in `run_dir/pretrain/model`, and the log of `engine.fit`.
     """
     rows = store.rows(TRAIN)
-    given = {name: getattr(p, name) for name in OPTIONS if name in options(p.objective) and hasattr(p, name)}
-    chosen = {name: value for name, value in given.items() if value or name not in OWN}
-    model = build(p.objective, new_encoder(p, store, rows), **chosen)
+    model = new_objective(p, store, rows)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
     log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
