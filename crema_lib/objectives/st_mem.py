@@ -11,6 +11,7 @@ separators are left out. It takes longer a record than the others: there are as 
 
 import torch
 
+from .. import views
 from .base import given
 from .decoder import MaskedAutoencoder
 
@@ -44,7 +45,7 @@ class STMEM(MaskedAutoencoder):
 
     def hide(self, batch, patches, device):
         """A mask for each lead: (visible, hidden), int64 (batch, leads, visible) and (batch, leads, hidden)."""
-        masks = [super(STMEM, self).hide(batch, patches, device) for _ in self.encoder.leads]
+        masks = [views.block_mask(batch, patches, self.mask_ratio, self.block, device) for _ in self.encoder.leads]
         return tuple(torch.stack(part, dim=1) for part in zip(*masks, strict=True))
 
     def fill(self, tokens, visible, patches):
