@@ -200,7 +200,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         else:
             tokens, there = self._lead_tokens(signal, lead_mask, visible)
         used, attended = None, there
-        if there is not None and not torch.is_grad_enabled():  # in training the host would have to wait for the device here
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # the compiler cannot follow the latter
+        if there is not None and inference:  # in training the host would have to wait for the device here
             used = there.any(dim=0).nonzero()[:, 0]  # what no record has is not computed
             tokens, attended = tokens[:, used], None if there[:, used].all() else there[:, used]
         if self.cls is not None:
