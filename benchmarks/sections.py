@@ -1,12 +1,14 @@
 """`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
 
 Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), halves (what bf16 brings), compiled
-(whether torch.compile pays), steps (sizes and sampling rates), parts (everything else), whole (a set as large as PTB-XL: its files
-embedded, and its map), profile (where a step's time goes). Offline: recordings are simulated.
+(whether torch.compile pays), steps (sizes and sampling rates), networks (the same of embedding and fine-tuning), parts (everything
+else), whole (a set as large as PTB-XL: its files embedded, and its map), profile (where a step's time goes). Offline: recordings are
+simulated.
 """
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -24,7 +26,7 @@ from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.data.store import TEST, TRAIN, VALID
 from crema_lib.embeddings import embed_files, embed_store
-from crema_lib.engine import Training, autocast, fit
+from crema_lib.engine import Training, autocast
 from crema_lib.objectives import build
 from crema_lib.paths import home
 from crema_lib.sit import SiT
@@ -154,9 +156,26 @@ def steps(bench):
                 bench.add("share of the peak", f"pretraining step, {fs} Hz", size, share, options.steps)
 
 
+def networks(bench):
+    """Embedding, in single precision, and a step of fine-tuning on 71 labels, for each size and sampling rate."""
+    o = bench.options
+    for fs, size in itertools.product(o.rates, o.sizes):
+        store, batch = bench.store(fs), bench.batch(size)
+        encoder, some = SiT.of_size(size, fs=fs, patch=PATCH[fs]).to(bench.device), range(min(len(store), 2 * batch))
+        embed = functools.partial(embed_store, encoder, store, some, device=bench.device)
+        rates = [len(some) / cost.timed(embed, bench.device) for _ in range(o.rounds)]
+        bench.add("ECG/s", f"embedding, {fs} Hz", size, median_of(rates), o.rounds)
+        model = finetune.Classifier(encoder, columns={"all": [str(i) for i in range(71)]}).to(bench.device)
+        training = Training(batch_size=batch, precision=bench.precision, device=bench.device, compile=o.compile)
+        targets = torch.randint(0, 2, (len(store), 71)).float().numpy()
+        with tempfile.TemporaryDirectory(dir=bench.folder) as out:
+            seconds = cost.step_seconds(model, store, range(len(store)), training, out, o.steps, targets=targets)
+        bench.add("ECG/s", f"fine-tuning, {fs} Hz", size, median_of([batch / s for s in seconds]), o.steps)
+
+
 def parts(bench):
-    """Everything else that takes time: simulator, prepare, batch reading, embedding, fine-tuning; records/s."""
-    n, size = len(bench.store()), bench.options.size
+    """Everything else that takes time: simulator, prepare, batch reading; records/s."""
+    n = len(bench.store())
     few = min(n, 256)
     rate = lambda run, records=n: records / min(cost.timed(run, bench.device) for _ in range(bench.options.rounds))  # noqa: E731
     bench.add("records/s", "simulator", "", rate(lambda: simulate(few), few))
@@ -167,15 +186,6 @@ def parts(bench):
     bench.add("records/s", "prepare, 500 Hz WFDB to 100 Hz", "", rate(prepared, many))
     drawn = torch.randint(0, n, (64, 64)).numpy()
     bench.add("records/s", "random batches from the store", "", rate(lambda: [bench.store().read(part) for part in drawn], drawn.size))
-    encoder = SiT.of_size(size).to(bench.device)
-    bench.add("records/s", "embedding", size, rate(lambda: embed_store(encoder, bench.store(), device=bench.device)))
-    batch = bench.batch(size)
-    model = finetune.Classifier(SiT.of_size(size), columns={"all": [str(i) for i in range(71)]})
-    training = Training(epochs=max(1, bench.options.steps * batch // n), batch_size=batch, precision=bench.precision, device=bench.device)
-    with tempfile.TemporaryDirectory(dir=bench.folder) as out:
-        targets = torch.randint(0, 2, (n, 71)).float().numpy()
-        log = fit(model, bench.store(), range(n), training, out, targets=targets, progress=False)
-    bench.add("records/s", "fine-tuning, 71 labels", size, float(log["records_per_s"].max()))
 
 
 def whole(bench):
@@ -197,17 +207,19 @@ def whole(bench):
 
 
 def profile(bench):
-    """Kinds of kernels in one step of each size, and how long a step waits for its input."""
-    for size in dict.fromkeys([*bench.options.sizes, bench.options.size]):
-        read, step = one_profiled(bench, size)
+    """Kinds of kernels in one step of each size, also in single precision, and how long a step waits for its input."""
+    sizes, precisions = dict.fromkeys([*bench.options.sizes, bench.options.size]), dict.fromkeys([bench.precision, "no"])
+    for precision, size in itertools.product(precisions, sizes):
+        read, step = one_profiled(bench, size, precision)
+        name = size if precision == bench.precision else f"{size}, float32"
         for kind, share in cost.shares(step, bench.device).items():
-            bench.add("share of the kernels' time", f"a step: {kind}", size, share)
-        if size == bench.options.size:
+            bench.add("share of the kernels' time", f"a step: {kind}", name, share)
+        if name == bench.options.size:
             waits = [cost.timed(read, bench.device) / cost.timed(step, bench.device) for _ in range(bench.options.rounds)]
             bench.add("reading a batch over a step", "input", size, median_of(waits), len(waits))
 
 
-def one_profiled(bench, size):
+def one_profiled(bench, size, precision):
     """(read, step): functions that read a batch, and that read one and take a training step with it; the step has run twice."""
     store, objective, batch = bench.store(), bench.objective(size), bench.batch(size)
     optimiser = torch.optim.AdamW(objective.parameters(), fused=True)
@@ -218,7 +230,7 @@ def one_profiled(bench, size):
         return {"signal": store.read(range(batch), bench.device), "lead_mask": lead_mask}
 
     def step():
-        with autocast(bench.precision, bench.device):
+        with autocast(precision, bench.device):
             loss = forward(read())["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -229,7 +241,7 @@ def one_profiled(bench, size):
     return read, step
 
 
-SECTIONS = {section.__name__: section for section in (peak, compare, halves, compiled, steps, parts, whole, profile)}
+SECTIONS = {section.__name__: section for section in (peak, compare, halves, compiled, steps, networks, parts, whole, profile)}
 
 
 def main(argv=None):

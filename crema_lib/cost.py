@@ -73,11 +73,11 @@ def faster_in_half(device="cpu"):
     return half > 1.5 * single
 
 
-def step_seconds(objective, store, rows, training, folder, steps, skip=2):
+def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, targets=None):
     """Seconds of each step of a real training run, everything included: reading, views, both passes, update, log.
 
     Args:
-        objective, store, rows, training, folder: as `engine.fit` takes them; the folder must hold no run. steps: to measure.
+        objective, store, rows, training, folder, targets: as `engine.fit` takes them; the folder must hold no run. steps: to measure.
         skip: first steps that are not counted (allocation, compilation).
 
     Returns:
@@ -97,7 +97,7 @@ def step_seconds(objective, store, rows, training, folder, steps, skip=2):
     if not per_epoch:
         raise CremaError(f"{len(rows)} records are fewer than a batch of {training.batch_size}")
     training = type(training)(**{**vars(training), "epochs": (steps + skip) / per_epoch})
-    fit(objective, store, rows, training, folder, companion=Clock(), progress=False)
+    fit(objective, store, rows, training, folder, targets=targets, companion=Clock(), progress=False)
     return np.diff(ends)[-steps:].tolist()
 
 

@@ -110,18 +110,18 @@ def test_shares_name_the_kernels():
 def test_one_command_writes_a_record(tmp_path, python):
     out = tmp_path / "cpu.json"
     small = ["--device", "cpu", "--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1", "--records", "32"]
-    done = python("-m", "benchmarks", "halves", "steps", "parts", "whole", "profile", *small, "--out", out)
+    done = python("-m", "benchmarks", "halves", "steps", "networks", "parts", "whole", "profile", *small, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     tasks = {row["task"] for row in record["metrics"]}
     assert {
         "bf16",
         "pretraining step, 100 Hz",
-        "embedding",
+        "embedding, 100 Hz",
         "embedding and UMAP",
         "embed, 100 Hz WFDB files",
         "simulator",
-        "fine-tuning, 71 labels",
+        "fine-tuning, 100 Hz",
         "input",
         "a step: matmul",
     } <= tasks
