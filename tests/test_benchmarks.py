@@ -89,13 +89,22 @@ def test_steps_of_a_run_are_timed(tmp_path):
 
 
 def test_turns_and_ratio():
-    def loop(seconds):
-        return lambda: [cost.timed(lambda: time.sleep(seconds)) for _ in range(3)]
+    order = []
 
-    seconds = cost.in_turns({"fast": loop(0.01), "slow": loop(0.05)}, 3)
-    assert [len(found) for found in seconds.values()] == [3, 3]
-    middle, low, high = cost.speed_ratio(seconds, "fast", "slow")
-    assert low <= middle <= high and 2 < middle < 6
+    def loop(name, rounds):
+        rounds = iter(rounds)
+        return lambda: order.append(name) or next(rounds)
+
+    fast = loop("fast", [[1.0, 9.0, 1.0], [2.0, 2.0, 8.0], [1.0, 1.0, 1.0]])
+    slow = loop("slow", [[5.0, 5.0, 5.0], [6.0, 1.0, 7.0], [4.0, 4.0, 9.0]])
+    seconds = cost.in_turns({"fast": fast, "slow": slow}, 3)
+    assert order == ["fast", "slow"] * 3
+    assert seconds == {"fast": [1.0, 2.0, 1.0], "slow": [5.0, 6.0, 4.0]}
+    assert cost.speed_ratio(seconds, "fast", "slow") == (4.0, 3.0, 5.0)
+
+
+def test_a_time_is_that_of_the_run():
+    assert cost.timed(lambda: time.sleep(0.05)) >= 0.05
 
 
 def test_shares_name_the_kernels():
