@@ -36,7 +36,8 @@ class Classifier(Objective):
         columns: dict task -> list of label names; the head has one output a name. The task `age` is a number, all others are 0/1.
         readout: see `SiT.features`. dropout: before the head.
         crop: s, length of the random window in training; 0 for the whole recording, rolled in time by a random amount.
-        token_drop: share of tokens left out in training (PatchDropout, Liu et al. 2023, arXiv 2208.07220): faster, and it regularises.
+        token_drop: share of tokens left out in training (PatchDropout, Liu et al. 2023, arXiv 2208.07220): faster, and it regularises;
+            not for the readout "moments", whose steps are those between neighbours.
         lead_drop, noise, gain: light augmentations, see `views`.
         blocks: train only the last so many transformer blocks (and the last norm and the head); None for everything.
         leads: names of the leads that it may see, in training and after, all others masked; None for all of the encoder's.
