@@ -31,8 +31,9 @@ COLUMNS = ("stage", "change", "passes", "seed", *TASKS, "minutes", "commit", "no
 def read_log(path):
     """The log as a DataFrame with `COLUMNS`; empty where there is none.
 
-    Columns: stage ("pretraining": linear probes of the readout; "fine-tuning"), change ("" for the profile as it is), passes over the
-    training recordings, seed, macro AUROC on fold 9 of each task in `TASKS`, minutes of training, commit of the code, note.
+    Columns: stage ("pretraining": linear probes of the readout; "fine-tuning"; with more words for the trials of an earlier search,
+    whose changes were of another profile), change ("" for the profile as it is), passes over the training recordings, seed, macro AUROC
+    on fold 9 of each task in `TASKS`, minutes of training, commit of the code, note.
     """
     path = resolve(path)
     if not path.is_file():
@@ -126,11 +127,10 @@ def search(p, store, changes, log, *, checkpoint=None, note=""):
         CremaError: see `stage_of`, `params.parse_change`, `pretrain.pretrain`, `finetune.finetune`. All texts are checked first.
     """
     log = resolve(log)
-    for text in changes:
-        stage_of(params.parse_change(text))
-    for text in changes:
+    stages = {text: stage_of(params.parse_change(text)) for text in changes}
+    for text, stage in stages.items():
         rows = read_log(log)
-        if (rows["change"] == text).any():
+        if ((rows["stage"] == stage) & (rows["change"] == text)).any():
             continue
         row = {**trial(p, store, text, checkpoint), "note": note}
         print(f"  {text or 'the profile as it is'}: " + ", ".join(f"{task} {row[task]:.4f}" for task in TASKS), flush=True)
