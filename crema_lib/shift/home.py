@@ -47,7 +47,7 @@ class Model:
     Attributes:
         name: of the model. encoder: a `SiT` or `XResNet1d`. readout: see `SiT.features`. names: of the labels.
         probe: linear probe of folds 1-8, its penalty from fold 9. temperature, thresholds (labels,): from fold 9 too. cache: folder of
-            computed features, or None.
+            computed features, or None. precision: in which features are computed, see `embed_store`.
     """
 
     name: str
@@ -59,10 +59,12 @@ class Model:
     thresholds: np.ndarray
     cache: Path | None = None
     device: str = "cpu"
+    precision: str = "no"
 
     def features(self, store, rows=None):
         """Features of recordings of any store, float32 (rows, features)."""
-        return embed_store(self.encoder, store, rows, readout=self.readout, cache=self.cache, device=self.device)
+        options = {"readout": self.readout, "cache": self.cache, "device": self.device, "precision": self.precision}
+        return embed_store(self.encoder, store, rows, **options)
 
     def scores(self, features):
         """Calibrated probabilities, float (records, labels)."""
@@ -105,20 +107,20 @@ def _readout(encoder, wanted):
     return wanted if wanted in encoder.readouts else encoder.readouts[0]
 
 
-def embed(encoders, store, rows=None, *, readout="mean", cache=None, device="cpu"):
+def embed(encoders, store, rows=None, *, readout="mean", **options):
     """Features of several frozen encoders, dict name -> float32 (rows, features), see `embed_store`."""
-    how = {name: _readout(encoder, readout) for name, encoder in encoders.items()}
-    return {name: embed_store(one, store, rows, readout=how[name], cache=cache, device=device) for name, one in encoders.items()}
+    return {name: embed_store(one, store, rows, readout=_readout(one, readout), **options) for name, one in encoders.items()}
 
 
-def settle(encoders, store, task, *, readout="mean", features=None, sensitivity=None, cache=None, device="cpu", train=None, valid=None):
+def settle(encoders, store, task, *, readout="mean", features=None, sensitivity=None, train=None, valid=None, **options):
     """Fit probes of several encoders on a task and choose temperatures and thresholds for them.
 
     Args:
         encoders: dict name -> encoder. store: home. task: see `labels.matrix`.
         sensitivity: None for thresholds of the highest F1, else see `thresholds.choose`.
         features: dict name -> float (records of the store, features) where they are known already, for several splits of one store.
-        train, valid: row numbers, folds 1-8 and fold 9 where they are not given.
+        train, valid: row numbers, folds 1-8 and fold 9 where they are not given. options: cache, device and precision of `embed_store`,
+            for recordings elsewhere too.
 
     Returns:
         List of `Model`. Labels that cannot be learnt or chosen for (no positive or no negative among either) are left out.
@@ -136,14 +138,14 @@ def settle(encoders, store, task, *, readout="mean", features=None, sensitivity=
     for name, encoder in encoders.items():
         how = _readout(encoder, readout)
         rows = np.r_[train, valid]
-        x = features[name][rows] if features else embed_store(encoder, store, rows, readout=how, cache=cache, device=device)
+        x = features[name][rows] if features else embed_store(encoder, store, rows, readout=how, **options)
         y = targets[rows][:, usable]
         known = slice(None, len(train)), slice(len(train), None)
-        probe, _ = fit_probe((x[known[0]], y[known[0]]), (x[known[1]], y[known[1]]), device=device)
+        probe, _ = fit_probe((x[known[0]], y[known[0]]), (x[known[1]], y[known[1]]), device=options.get("device", "cpu"))
         raw = probe.scores(x[known[1]])
         temperature = fit_temperature(y[known[1]], raw)
         chosen = thresholds.choose(y[known[1]], temperature(raw), names, sensitivity=sensitivity)["threshold"].to_numpy()
-        models.append(Model(name, encoder, how, names, probe, temperature, chosen, cache, device))
+        models.append(Model(name, encoder, how, names, probe, temperature, chosen, **options))
     return models
 
 
