@@ -35,6 +35,11 @@ def test_every_score_has_a_panel_with_a_dot_a_model_and_the_twin():
     fig.canvas.draw()
 
 
+def test_differences_have_their_line_at_zero():
+    for ax in plots.score_panels(scores(), zero=True).axes[:5]:
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_gid() == "twin"] == [0]
+
+
 def test_a_score_twice_is_refused():
     with pytest.raises(CremaError, match="more than one row for a score and a model"):
         plots.score_panels(pd.concat([scores(), scores().head(1)]))

@@ -7,13 +7,13 @@ from .scores import MARKERS
 from .style import BLUE, GREY, OKABE_ITO, VERMILLION, new_figure, require_columns
 
 
-def score_panels(table, *, twin=None, mark=None, columns=4):
+def score_panels(table, *, twin=None, mark=None, zero=False, columns=4):
     """Several scores of many models: a panel a score, a row a model, a dot with its 95 % interval.
 
     Args:
         table: columns score, model, value, low, high, one row per score and model, both in the order to draw.
         twin: model whose value is drawn through each panel as a dashed line, the one to beat. mark: model in another colour.
-        columns: panels side by side.
+        zero: a dashed line at zero, for differences. columns: panels side by side.
     """
     require_columns(table, ("score", "model", "value", "low", "high"))
     if table.duplicated(["score", "model"]).any():
@@ -30,8 +30,8 @@ def score_panels(table, *, twin=None, mark=None, columns=4):
         colours = [VERMILLION if model == mark else BLUE for model in models]
         ax.hlines(y, panel["low"], panel["high"], color=colours, lw=1.4)
         ax.scatter(panel["value"], y, color=colours, s=16, zorder=2)
-        if twin is not None:
-            ax.axvline(panel.loc[twin, "value"], color=GREY, lw=1, ls="--", zorder=1, gid="twin")
+        if zero or twin is not None:
+            ax.axvline(0 if zero else panel.loc[twin, "value"], color=GREY, lw=1, ls="--", zorder=1, gid="twin")
         ax.set_title(score, fontsize=9)
         ax.set_yticks(y, models)
         ax.tick_params(labelsize=8)
