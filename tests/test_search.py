@@ -85,7 +85,7 @@ def test_another_readout_trains_nothing_anew(store, tmp_path):
     p = parameters(tmp_path)
     as_it_is = search.trial(p, store, "")
     folders = sorted(path.name for path in (tmp_path / "objectives").iterdir())
-    read = search.trial(p, store, "readout=moments")
+    read = search.trial(p, store, "readout=layers")
     assert sorted(path.name for path in (tmp_path / "objectives").iterdir()) == folders
     assert [read[task] for task in search.TASKS] != [as_it_is[task] for task in search.TASKS]
 
