@@ -2,7 +2,8 @@
 
 The one-dimensional xresnet of the PTB-XL benchmark (Strodthoff et al. 2021, doi:10.1109/JBHI.2020.3022989): the ResNet of He et al.
 2019 (arXiv 1812.01187, stem of three convolutions, average pooling in the shortcut) with kernels of 5 and 64 channels in every stage.
-No kept library offers it; written here after the published configuration.
+No kept library offers it; written here after the published configuration. Time is the width of pictures that are one pixel high: two
+dimensions can be held with the channels last, which nearly halves the time of a step on a CPU in bf16.
 """
 
 import torch
@@ -17,7 +18,7 @@ DEPTHS = {"xresnet1d50": (3, 4, 6, 3), "xresnet1d101": (3, 4, 23, 3)}
 
 def convolution(inputs, outputs, kernel, stride=1, activation=True, gain=1.0):
     """Convolution, batch normalisation and, if asked for, ReLU; `gain` is where the scale of the normalisation starts."""
-    layers = [nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(outputs)]
+    layers = [nn.Conv2d(inputs, outputs, (1, kernel), (1, stride), (0, kernel // 2), bias=False), nn.BatchNorm2d(outputs)]
     nn.init.kaiming_normal_(layers[0].weight)
     nn.init.constant_(layers[1].weight, gain)
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if activation else nn.Sequential(*layers)
@@ -34,7 +35,7 @@ class Bottleneck(nn.Module):
             convolution(width, width, kernel, stride),
             convolution(width, outputs, 1, activation=False, gain=0.0),
         )
-        pool = [nn.AvgPool1d(stride, ceil_mode=True)] if stride > 1 else []
+        pool = [nn.AvgPool2d((1, stride), ceil_mode=True)] if stride > 1 else []
         project = [convolution(inputs, outputs, 1, activation=False)] if inputs != outputs else []
         self.shortcut = nn.Sequential(*pool, *project)
 
@@ -76,7 +77,7 @@ class XResNet1d(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=
             for i in range(count):
                 blocks.append(Bottleneck(inputs, width, 2 if stage and not i else 1, kernel))
                 inputs = 4 * width
-        self.body = nn.Sequential(*stem, nn.MaxPool1d(3, 2, 1), *blocks)
+        self.body = nn.Sequential(*stem, nn.MaxPool2d((1, 3), (1, 2), (0, 1)), *blocks)
         self.neck = nn.Sequential(
             nn.BatchNorm1d(2 * inputs), nn.Dropout(dropout), nn.Linear(2 * inputs, hidden), nn.ReLU(inplace=True), nn.BatchNorm1d(hidden)
         )
@@ -92,5 +93,5 @@ class XResNet1d(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=
             raise CremaError("a convolutional network has no tokens to leave out: set token_drop to 0")
         signal = signal / self.scale[:, None]
         signal = signal if lead_mask is None else signal * lead_mask[..., None]
-        maps = self.body(signal)
-        return self.neck(torch.cat([maps.mean(2), maps.amax(2)], dim=1))
+        maps = self.body(signal[:, :, None].contiguous(memory_format=torch.channels_last))
+        return self.neck(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))

@@ -11,19 +11,30 @@ TINY = {"depth": "xresnet1d50", "width": 8, "hidden": 16}
 
 def test_shape_of_the_published_network():
     net = XResNet1d()
-    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv1d)]
-    main = [c for name, c in net.named_modules() if isinstance(c, torch.nn.Conv1d) and "shortcut" not in name]
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    main = [c for name, c in net.named_modules() if isinstance(c, torch.nn.Conv2d) and "shortcut" not in name]
     assert len(main) == 3 + 3 * (3 + 4 + 23 + 3), "101 layers: a stem of three, 33 blocks of three (and the head)"
     assert len(convolutions) - len(main) == 1 + 3 * 0, "a projection only where the number of channels changes"
     assert 1.7e6 < sum(p.numel() for p in net.parameters()) < 2.0e6
     with torch.no_grad():
-        assert net.eval().body(torch.zeros(2, 12, 250)).shape == (2, 256, 8), "five halvings of 250 samples"
+        assert net.eval().body(torch.zeros(2, 12, 1, 250)).shape == (2, 256, 1, 8), "five halvings of 250 samples"
 
 
 def test_a_new_block_is_its_shortcut():
     block = Bottleneck(32, 8, 1, 5).eval()
-    x = torch.randn(2, 32, 20)
+    x = torch.randn(2, 32, 1, 20)
     torch.testing.assert_close(block(x), torch.relu(x))
+
+
+def test_it_is_one_dimensional():
+    body, x = XResNet1d(**TINY).eval().body, torch.randn(2, 12, 1, 101)
+    weight = body[0][0].weight
+    assert weight.shape == (32, 12, 1, 5)
+    plain = torch.nn.functional.conv1d(x[:, :, 0], weight[:, :, 0], stride=2, padding=2)
+    torch.testing.assert_close(body[0][0](x)[:, :, 0], plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(body[3](x)[:, :, 0], torch.nn.functional.max_pool1d(x[:, :, 0], 3, 2, 1))
+    halved = body[4 + 3].shortcut[0](x)[:, :, 0]  # the first block of the second stage
+    torch.testing.assert_close(halved, torch.nn.functional.avg_pool1d(x[:, :, 0], 2, ceil_mode=True))
 
 
 def test_features_and_missing_leads():
