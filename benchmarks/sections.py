@@ -194,7 +194,7 @@ def whole(bench):
     encoder, files = SiT.of_size(size).to(bench.device), bench.folder / "wfdb-whole"
     few = min(records, 2048)
     reference.write_files(files, few, fs=100)
-    seconds = cost.timed(lambda: embed_files(encoder, [files], device=bench.device), bench.device)
+    seconds = cost.timed(lambda: embed_files(encoder, [files], precision=bench.precision, device=bench.device), bench.device)
     bench.add("records/s", "embed, 100 Hz WFDB files", size, few / seconds, few)
     store = simulated_store(bench.folder / "store-whole", records)
     training, rest = store.rows(TRAIN), store.rows([*VALID, *TEST])

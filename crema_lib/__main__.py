@@ -210,6 +210,7 @@ def _embed_command(commands):
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file: record, quality, then one column a feature")
     parser.add_argument("--checkpoint", metavar="MODEL", help="name of a model in weights/, or a folder (default: the first in weights/)")
     parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: mean)")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the matrix products (default: bf16 where that is faster)")
     parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
@@ -219,6 +220,7 @@ def _embed_command(commands):
 def _embed(args):
     from pathlib import Path
 
+    from .cost import faster_in_half
     from .embeddings import embed_files
     from .paths import home
     from .sit import SiT
@@ -228,7 +230,8 @@ def _embed(args):
     if not found:
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
     folder = found[0]
-    options = _given(args, "readout", "unit", "rate", "device")
+    options = _given(args, "readout", "precision", "unit", "rate", "device")
+    options.setdefault("precision", "bf16" if faster_in_half(options.get("device", "cpu")) else "no")
     features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")

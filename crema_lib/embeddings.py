@@ -124,12 +124,13 @@ def embed_store(
     return found[readout] if isinstance(readout, str) else [found[name] for name in readouts]
 
 
-def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", device="cpu", progress=False):
+def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precision="no", device="cpu", progress=False):
     """Features of recordings in files, prepared as the encoder was trained: resampled, filtered, cropped or padded.
 
     Args:
         encoder: a pretrained one; its rate, length and band count. paths: WFDB or CSV files, and folders of recordings, see
-            `data.sources.rows_of_files`. unit, rate: unit and sampling rate (Hz) of recordings that name none. readout: see `embed_store`.
+            `data.sources.rows_of_files`. unit, rate: unit and sampling rate (Hz) of recordings that name none.
+        readout, precision: see `embed_store`.
 
     Returns:
         (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding), then float32 columns
@@ -144,7 +145,7 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", device=
             "files", source=list(paths), out=Path(folder) / "store", fs=encoder.fs, seconds=seconds, band=encoder.band,
             unit=unit, rate=rate, progress=progress,
         )  # fmt: skip
-        values = embed_store(encoder, store, readout=readout, device=device, progress=progress)
+        values = embed_store(encoder, store, readout=readout, precision=precision, device=device, progress=progress)
         table = store.table[["record", "quality"]].reset_index(drop=True)
         del store  # a system that locks open files could not take the folder away
     return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report

@@ -137,7 +137,7 @@ def test_embed_writes_a_table_of_features(tmp_path, monkeypatch, capsys):
     pd.DataFrame(columns).to_csv(tmp_path / "mine.csv", index=False)
     (tmp_path / "bad.csv").write_text("x\n1\n")
     words = ["embed", str(tmp_path / "mine.csv"), str(tmp_path / "bad.csv"), "--out", str(tmp_path / "out" / "x.parquet")]
-    assert cli.main([*words, "--unit", "mV", "--rate", "100"]) == 0
+    assert cli.main([*words, "--unit", "mV", "--rate", "100", "--precision", "no"]) == 0
     out = capsys.readouterr()
     assert (
         "left out bad: " in out.out and "x.parquet: 1 recordings, 192 features of sit-xs-ptbxl-100hz" in out.out and "embedding" in out.err
