@@ -264,7 +264,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         the step from one token to the next; with tokens of one lead within each lead, then the mean over the leads that are there."""
         by_lead = self.tokens == "lead"
         tokens = tokens[:, self.cls is not None :].unflatten(1, (len(self.leads) if by_lead else 1, -1)).float()
-        square = (tokens - tokens.mean(dim=2, keepdim=True)).square().mean(dim=2)  # a third of the time that `var` takes along this dimension
+        square = (tokens - tokens.mean(dim=2, keepdim=True)).square().mean(dim=2)  # faster than `var` along this dimension
         deviation = (square + 1e-6).sqrt()  # so much that the slope stays finite where nothing varies
         step = tokens.diff(dim=2).abs().sum(dim=2) / max(1, tokens.shape[2] - 1)
         found = torch.cat([deviation, step], dim=2)
