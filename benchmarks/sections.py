@@ -26,9 +26,10 @@ from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.data.store import TEST, TRAIN, VALID
 from crema_lib.embeddings import embed_files, embed_store
-from crema_lib.engine import Training, autocast
+from crema_lib.engine import Training
 from crema_lib.objectives import build
 from crema_lib.paths import home
+from crema_lib.precision import autocast
 from crema_lib.sit import SiT
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}

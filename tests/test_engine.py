@@ -20,6 +20,7 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Training, cosine, fit, parameter_groups
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.objectives import CRMAE
+from crema_lib.precision import SingleAttention, matmul_precision
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
 
@@ -373,7 +374,7 @@ def test_attention_on_a_cpu_is_in_single_precision(store, tmp_path, monkeypatch)
     query, key, value = torch.randn(3, 2, 4, 7, 8).bfloat16()
     mask = torch.rand(2, 1, 1, 7) < 0.8
     exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
-    with torch.autocast("cpu", torch.bfloat16), engine.SingleAttention():
+    with torch.autocast("cpu", torch.bfloat16), SingleAttention():
         assert torch.equal(F.scaled_dot_product_attention(query, key, value, attn_mask=mask), exact.bfloat16())
         assert (query @ key.transpose(2, 3)).dtype == torch.bfloat16, "all else is left to autocast"
     entered = []
@@ -385,10 +386,10 @@ def test_attention_on_a_cpu_is_in_single_precision(store, tmp_path, monkeypatch)
 
 def test_products_on_a_gpu_have_the_precision_asked_for(store, tmp_path, monkeypatch):
     before = torch.get_float32_matmul_precision()
-    with engine.matmul_precision("medium"):
+    with matmul_precision("medium"):
         assert torch.get_float32_matmul_precision() == before, "nothing changes on a CPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with engine.matmul_precision("medium"):
+    with matmul_precision("medium"):
         assert torch.get_float32_matmul_precision() == "medium"
     assert torch.get_float32_matmul_precision() == before
 

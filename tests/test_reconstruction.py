@@ -13,8 +13,8 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError
 from crema_lib.metrics import patient_counts
 from crema_lib.objectives import CRMAE, MAE, STMEM, SimCLR
+from crema_lib.reconstruction import UNMARKED, WAVES, error_by_wave, hidden_sets, lead_marks, read_marks
 from crema_lib.sit import SiT
-from crema_lib.waves import UNMARKED, WAVES, error_by_wave, hidden_sets, lead_marks, read_marks
 
 FIVE = Fraction(1, 5)  # 500 Hz to 100 Hz
 BEATS = np.arange(700, 4300, 400)  # R peaks, samples at 500 Hz
