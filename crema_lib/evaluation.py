@@ -25,6 +25,19 @@ def average(result, groups):
     return dataclasses.replace(result, per_label=mean(result.per_label), resampled=mean(result.resampled))
 
 
+def mean(results):
+    """One `Comparison` of several, one a training run: scores and resamples are their means.
+
+    Args:
+        results: `Comparison`s of the same models on the same records, with the same seed of the bootstrap.
+    """
+    means = {
+        part: {model: np.mean([getattr(one, part)[model] for one in results], axis=0) for model in results[0].per_label}
+        for part in ("per_label", "resampled")
+    }
+    return dataclasses.replace(results[0], **means)
+
+
 def compare_task(store, task, outputs, *, probes=(), bootstrap=1000, seed=0):
     """Networks and probes on one task, fold 10, seeds averaged.
 

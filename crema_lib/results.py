@@ -79,10 +79,11 @@ def published(path="results/published.csv"):
 
 
 def seeds(record, model):
-    """How many training runs with labels stand behind a model's row: seeds of its metrics, or runs whose curves the record keeps."""
+    """How many training runs stand behind a model's row: seeds of its metrics, or of the scores or curves that the record keeps a run."""
     scored = {metric["seed"] for metric in record["metrics"] if metric["model"] == model}
+    probed = {row["seed"] for row in record["extra"].get("by_seed", []) if row["model"] == model}
     trained = [run for run in record["extra"].get("curves", {}) if run.rpartition(", seed ")[0] == model]
-    return max(len(scored), len(trained))
+    return max(len(scored), len(probed), len(trained))
 
 
 def ours(probed, tuned):

@@ -114,6 +114,13 @@ def test_the_card_follows_the_records(card, records):
     assert "V1 and V2 exchanged, macro AUROC 0.900 → 0.444 [0.400, 0.500]" in after
 
 
+def test_the_card_says_how_many_encoders_stand_behind_a_score(records):
+    extra = records["04_linear_probing"]["extra"]
+    for seeds, said in (((0,), "| one, seed 0: what another"), ((0, 1, 2), "| 3; these weights are those of seed 0, and scores")):
+        extra["by_seed"] = [{"task": "all", "seed": seed, "model": source.MODEL, "value": 0.9} for seed in seeds]
+        assert said in cards.model_card(NAME, records)
+
+
 def test_tables_and_numbers():
     assert (
         markdown.table(("a", "b"), [("x", "1,000"), ("y", "-2.5 [1, 2]")])

@@ -111,6 +111,13 @@ def test_own_rows_are_named_by_what_was_trained_with_labels():
     assert [labels[task].tolist() for task in TASKS] == [[40 - i] for i in range(6)]
 
 
+def test_a_mean_over_seeds_says_how_many():
+    probed = record(PROBED)
+    probed["extra"]["by_seed"] = [{"task": "all", "seed": seed, "model": "CR-MAE", "value": 0.88} for seed in (0, 1, 2)]
+    one = results.ours(probed, record(TUNED)).query("task == 'all'").groupby(["model", "protocol"])["seeds"].first()
+    assert (one["CR-MAE", "linear probe"], one["CR-MAE", "attention probe"]) == (3, 1)
+
+
 def test_rows_of_several_seeds_become_one():
     probed = record(PROBED)
     again = copy.deepcopy(probed["metrics"])

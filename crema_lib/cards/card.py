@@ -65,6 +65,14 @@ def _facts(folder, config, saved, records):
     }
 
 
+def _runs(seed, probed):
+    """Whether scores of the frozen encoder are those of these weights alone."""
+    others = len({row["seed"] for row in probed["extra"]["by_seed"]}) - 1
+    if not others:
+        return f"one, seed {seed}: what another seed would change is not known"
+    return f"{others + 1}; these weights are those of seed {seed}, and scores of linear probes are means over all"
+
+
 def _training(folder, records):
     run = committed.record(records, "03_pretraining")
     p, extra, source = run["parameters"], run["extra"], dataset(run["data"]["name"])
@@ -76,7 +84,7 @@ def _training(folder, records):
         ("warm-up", f"{markdown.share(p['warmup'])} of the steps, then a cosine"),
         ("time", f"{extra['minutes']:.0f} minutes, {extra['records_per_s']:.0f} recordings a second"),
         ("machine", run["device"]["name"]),
-        ("runs", f"one, seed {p['seed']}: what another seed would change is not known"),
+        ("runs", _runs(p["seed"], committed.record(records, "04_linear_probing"))),
     ]
     explained = committed.metric(records, "03_pretraining", "variance explained", "pretraining", p["objective"])
     return {"training": markdown.table(("property", "value"), rows), "explained": markdown.share(explained.value)}
