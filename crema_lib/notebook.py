@@ -211,13 +211,15 @@ def record(p, metrics, store, **extra):
 def table(frame, caption, decimals=3):
     """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash.
 
-    The ends of an interval, `x_low` and `x_high`, are headed "x, low" and "x, high"; short texts are not broken.
+    The ends of an interval, `x_low` and `x_high`, are headed "x, low" and "x, high"; short texts are not broken, fewer where a row is long.
     """
     frame = frame.rename(columns=lambda name: re.sub(r"_(low|high)$", r", \1", str(name)))
     style = frame.style.hide(axis="index").format(precision=decimals, na_rep="–").set_caption(caption)
     numbers = frame.select_dtypes("number").columns
     props = {column: "text-align: right" for column in numbers}
-    short = [column for column in frame.columns.difference(numbers) if frame[column].astype(str).str.len().max() <= 24]
+    longest = {column: frame[column].astype(str).str.len().max() for column in frame.columns.difference(numbers)}
+    room = 24 if sum(longest.values()) + 7 * len(numbers) <= 90 else 12  # what a page is wide, characters (ours)
+    short = [column for column, length in longest.items() if length <= room]
     props |= dict.fromkeys(short, "white-space: nowrap")
     style = style.set_table_styles({column: [{"selector": "th, td", "props": text}] for column, text in props.items()})
     return style.set_uuid(f"{zlib.crc32(caption.encode()):08x}")

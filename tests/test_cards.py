@@ -140,6 +140,15 @@ def test_energy_is_hours_times_watts_times_the_building():
         carbon.energy({"wall_seconds": 1, "device": {"type": "cuda", "name": "Abacus", "cpus": 2}})
 
 
+def test_what_training_took_counts_though_the_chapter_found_it_done(records):
+    run = records["03_pretraining"]
+    run["wall_seconds"], run["extra"]["minutes"] = 14, 120
+    run["device"] = {"type": "cpu", "name": "x", "cpus": 2}
+    kwh = carbon.energy(run | {"wall_seconds": 7200})
+    text = cards.model_card(NAME, records)
+    assert f"Pretraining took 120 minutes on a machine with 2 cores: about {kwh:.2f} kWh" in " ".join(text.split())
+
+
 # --- records that do not fit
 
 
