@@ -27,6 +27,7 @@ from .probes.linear import check_finite
 
 PROTOCOLS = ("gallery", "leave-one-out")
 VARIANCE = 0.999  # share of the training variance that whitening keeps (ours): what is left is noise that it would blow up
+PER_AXIS = 5  # training recordings for each axis that is whitened (ours): the variance of fewer is mostly chance
 SPACES = {"centred": partial(StandardScaler, with_std=False), "whitened": partial(PCA, VARIANCE, whiten=True)}
 BLOCK = 4_000_000  # numbers held at once
 
@@ -64,23 +65,23 @@ def fit_space(space, features):
 
     Args:
         space: "centred", the training mean taken away, as all features of an encoder have a large part in common; or "whitened", along
-            the principal axes of the training recordings that hold the share `VARIANCE`, with variance 1 on each.
+            the principal axes of the training recordings that hold the share `VARIANCE`, at most one for `PER_AXIS` recordings, with
+            variance 1 on each.
         features: float (records, features) of training recordings, of patients other than those to be told.
 
     Returns:
         A fitted scikit-learn transformer: call `transform`.
 
     Raises:
-        CremaError: unknown space, features that are no matrix, not finite or all equal; whitening with no more recordings than features.
+        CremaError: unknown space, features that are no matrix, not finite or all equal.
     """
     if space not in SPACES:
         raise CremaError(f"unknown space {space!r}: known are cosine (features as they are), {', '.join(SPACES)}")
     x = _matrix(features, "training")
-    if space == "whitened" and len(x) <= x.shape[1]:
-        raise CremaError(f"whitening {x.shape[1]} features takes more training recordings than the {len(x)} given")
     if not (np.ptp(x, axis=0) > 0).any():
         raise CremaError("the features of all training recordings are equal: there is nothing to centre or whiten")
-    return SPACES[space]().fit(x)
+    fitted, most = SPACES[space]().fit(x), max(1, len(x) // PER_AXIS)
+    return PCA(most, whiten=True).fit(x) if space == "whitened" and fitted.n_components_ > most else fitted
 
 
 def _matrix(features, where):
