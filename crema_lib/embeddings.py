@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def read_out(encoder, signal, lead_mask, readouts):
 
 
 def embed_store(
-    encoder, store, rows=None, *, readout="mean", leads=None, precision="no", batch_size=64, device="cpu", cache=None, progress=False
+    encoder, store, rows=None, *, readout="mean", leads=None, precision="no", batch_size=32, device="cpu", cache=None, progress=False
 ):
     """Features of the records of a store from a frozen encoder (eval mode, no gradient).
 
@@ -63,7 +64,7 @@ def embed_store(
             the last norm; or "tokens" for all patch tokens after it; or a list of readouts, which then come from one pass.
         leads: names of the leads that the encoder is shown, None for all; the others are zero and marked as missing. See
             `data.leads.SUBSETS`. precision: of the matrix products, "no" for single, "bf16" or "fp16", which move a feature by a
-            thousandth of its deviation (root mean square, SiT-xs). batch_size: more than 64 is slower on a CPU, whose cache it then leaves.
+            thousandth of its deviation (root mean square, SiT-xs). batch_size: larger ones are slower on a CPU, whose cache they leave.
         cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout, the
             rows and the leads; it is written whole or not at all, and four records are computed again before it is trusted.
 
@@ -93,6 +94,7 @@ def embed_store(
     if leads is not None and (none := int((~lead_mask[rows].any(1)).sum())):
         raise CremaError(f"{none} records have none of the leads {' '.join(leads)}: leave them out of the rows")
 
+    @torch.inference_mode()  # each thread has a mode of its own
     def embed(chosen):
         mask, signal = torch.from_numpy(lead_mask[chosen]).to(device), store.read(chosen, device)[:, pick]
         signal = signal if shown.all() else signal * torch.from_numpy(shown).to(device)[:, None]
@@ -116,10 +118,12 @@ def embed_store(
         missing = [name for name in readouts if not _holds(found.get(name), shapes[name], first[name])]
         if missing:
             with _new_arrays({name: (shapes[name], first[name].dtype) for name in missing}, paths) as arrays:
-                for i in tqdm(range(0, len(rows), batch_size), desc="embedding", unit="batch", disable=not progress):
-                    batch = embed(rows[i : i + batch_size])
-                    for name, array in arrays.items():
-                        array[i : i + batch_size] = batch[name]
+                batches = [slice(i, i + batch_size) for i in range(0, len(rows), batch_size)]
+                with _side_by_side(embed, [rows[batch] for batch in batches], device) as computed:
+                    computed = tqdm(computed, desc="embedding", unit="batch", total=len(batches), disable=not progress)
+                    for batch, values in zip(batches, computed, strict=True):
+                        for name, array in arrays.items():
+                            array[batch] = values[name]
             found |= arrays if cache is None else {name: _load(paths[name], name) for name in missing}
     return found[readout] if isinstance(readout, str) else [found[name] for name in readouts]
 
@@ -149,6 +153,20 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
         table = store.table[["record", "quality"]].reset_index(drop=True)
         del store  # a system that locks open files could not take the folder away
     return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report
+
+
+@contextlib.contextmanager
+def _side_by_side(compute, batches, device):
+    """Results of batches in order. On a CPU each thread computes a batch of its own: threads that share one wait for each other."""
+    threads = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or threads == 1:
+        yield map(compute, batches)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map(compute, batches)
+    finally:
+        torch.set_num_threads(threads)  # those of threads still to come
 
 
 def _shown(encoder, leads):

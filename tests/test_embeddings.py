@@ -1,6 +1,7 @@
 """Embedding of lead subsets, and of recordings in files."""
 
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,26 @@ def test_half_precision_is_near_and_kept_apart(store, tmp_path):
     exact, half = (embed_store(model, store, readout="layers", precision=kind, cache=tmp_path) for kind in ("no", "bf16"))
     assert half.dtype == np.float32 and not np.array_equal(exact, half) and len(list(tmp_path.glob("*.npy"))) == 2
     np.testing.assert_allclose(half, exact, atol=0.1 * exact.std())
+
+
+def test_threads_that_take_a_batch_each_change_nothing(store, tmp_path, monkeypatch):
+    model, before, seen = encoder(), torch.get_num_threads(), set()
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **options: seen.add(threading.get_ident()) or forward(*args, **options))
+    try:
+        torch.set_num_threads(1)
+        alone = embed_store(model, store, batch_size=4)
+        assert seen == {threading.get_ident()}
+        torch.set_num_threads(3)
+        together = embed_store(model, store, batch_size=4, cache=tmp_path)
+        assert len(seen) > 1 and torch.get_num_threads() == 3
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        monkeypatch.setattr(model, "pool", lambda tokens: tokens[:, 0] / (threading.current_thread() is threading.main_thread()))
+        with pytest.raises(CremaError, match="NaN or infinite"):
+            embed_store(model, store, batch_size=4)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_cache_tells_subsets_apart(store, tmp_path):
