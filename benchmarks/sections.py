@@ -190,9 +190,9 @@ def parts(bench):
 
 
 def whole(bench):
-    """From files to features as `embed` does it, and from a store to a map, once, for as many recordings as PTB-XL has; records/s."""
+    """From files to features as `embed` does it, and from as many recordings as PTB-XL has to a map; published encoder, records/s."""
     size, records = "xs", bench.options.records or int(manifest.load().loc["ptb-xl", "records"])
-    encoder, files = SiT.of_size(size).to(bench.device), bench.folder / "wfdb-whole"
+    encoder, files = SiT.from_pretrained("sit-xs-ptbxl-100hz").to(bench.device), bench.folder / "wfdb-whole"
     few = min(records, 2048)
     reference.write_files(files, few, fs=100)
     seconds = cost.timed(lambda: embed_files(encoder, [files], precision=bench.precision, device=bench.device), bench.device)
