@@ -65,6 +65,16 @@ def test_single_precision_and_the_usual_tolerance_are_enough():
     assert 0 < np.abs(usual - exact).max() < 0.01
 
 
+def test_axes_of_other_records_lead_to_the_same_weights(monkeypatch):
+    x, y = problem(400)
+    axes = probe.PrincipalAxes.of(probe.as_tensor(x[:300]))[0].axes
+    own = probe.LinearProbe().fit(x, y, 0.01, tolerance=1e-14)
+    monkeypatch.setattr(torch.linalg, "eigh", None)  # nothing is left to find
+    given = probe.LinearProbe().fit(x, y, 0.01, axes=axes, tolerance=1e-14)
+    np.testing.assert_allclose(given.weight, own.weight, atol=1e-6)
+    np.testing.assert_allclose(given.scores(x), own.scores(x), atol=1e-6)
+
+
 def test_a_label_that_the_training_records_lack_is_nan_and_leaves_the_others_alone():
     x, y = problem()
     alone = probe.LinearProbe().fit(x, y[:, :2], 0.01)

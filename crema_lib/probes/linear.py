@@ -92,10 +92,16 @@ class PrincipalAxes:
     variances: torch.Tensor
 
     @classmethod
-    def of(cls, x):
-        """The axes of features (records, features), and these features along them."""
+    def of(cls, x, axes=None):
+        """The axes of features (records, features), and these features along them.
+
+        axes: those of similar records, as tensor (features, features), to take instead: finding axes takes most of the time.
+        """
         mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
         x = (x - mean) / deviation
+        if axes is not None and axes.shape == (x.shape[1], x.shape[1]):
+            along = x @ axes
+            return cls(mean, deviation, axes, along.square().mean(0)), along
         if len(x) < x.shape[1]:
             _, sizes, axes = torch.linalg.svd(x, full_matrices=False)
             variances, axes = sizes.square() / len(x), axes.T
@@ -127,7 +133,7 @@ class LinearProbe:
         return torch.where(self.known, scores, torch.nan).cpu().numpy()
 
 
-def fit_path(features, targets, strengths, *, tolerance=1e-6, device="cpu"):
+def fit_path(features, targets, strengths, *, axes=None, tolerance=1e-6, device="cpu"):
     """Fit a `LinearProbe` for each strength, from the strongest to the weakest, and yield it: each starts where the last two point to.
 
     The regressions run along the principal axes of the features, where they are round: along an axis of variance s the curvature of a
@@ -135,6 +141,7 @@ def fit_path(features, targets, strengths, *, tolerance=1e-6, device="cpu"):
 
     Args:
         features: float (records, features). targets: 0/1 (records, labels). tolerance: see `logistic.minimise`.
+        axes: see `PrincipalAxes.of`; they change how many steps it takes, not where they lead.
 
     Raises:
         CremaError: no record, features that are not finite, targets other than 0 and 1, a strength that is not positive, or no label
@@ -143,7 +150,7 @@ def fit_path(features, targets, strengths, *, tolerance=1e-6, device="cpu"):
     check_records(features, targets, "training")
     if min(strengths) <= 0:
         raise CremaError(f"the strength of a penalty must be positive, not {min(strengths)}")
-    base, x = PrincipalAxes.of(as_tensor(features, device))
+    base, x = PrincipalAxes.of(as_tensor(features, device), axes)
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     y = torch.as_tensor(np.asarray(targets)).to(x)
     known = torch.as_tensor(learnable(targets), device=x.device)

@@ -17,7 +17,7 @@ from ..errors import CremaError
 from ..metrics import FEW, METRICS, log_loss, macro
 from ..metrics.calibration import BOUNDS, _logits
 from ..metrics.thresholds import choose, decide
-from ..probes.linear import LinearProbe, learnable
+from ..probes.linear import LinearProbe, PrincipalAxes, as_tensor, learnable
 from .measure import DECIDED, LESS_IS_BETTER
 
 REMEDIES = ("as it is", "EM", "BBSE", "thresholds", "recalibrated", "probe, home and away", "probe, away alone", "all labels")
@@ -273,11 +273,12 @@ def side_by_side(
     prevalences = {"EM": prevalence_em(right(raw), rate), "BBSE": prevalence_bbse(right(raw), right(at_home), told, rate)}
     adjusted = {remedy: adjust(right(raw), rate, prevalence) for remedy, prevalence in prevalences.items()}
 
+    axes = PrincipalAxes.of(as_tensor(train[0]))[0].axes
+
     def refitted(rows):
         more = np.repeat(rows, times)
         both = np.concatenate([train[0], x[more]]), np.concatenate([home, y[more]])
-        probe = LinearProbe().fit(*both, model.probe.strength, tolerance=1e-4)
-        return probe.scores(x)
+        return LinearProbe().fit(*both, model.probe.strength, axes=axes, tolerance=1e-4).scores(x)
 
     def alone(rows):
         scores = LinearProbe().fit(x[rows], y[rows], model.probe.strength * len(home) / len(rows)).scores(x)
