@@ -45,13 +45,18 @@ def _facts(folder, config, saved, records):
     band = f"{config['band'][0]:g} to {config['band'][1]:g} Hz" if config.get("band") else "unfiltered"
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files) / 1e6
+    last = min(4, config["depth"])
     rows = [
         ("what", f"Signal Transformer, an encoder of {len(config['leads'])}-lead ECGs, with the heads of its pretraining"),
         ("size", f"width {config['width']}, {config['depth']} blocks, {config['heads']} heads, {parameters:,} parameters in the encoder"),
         ("files", f"{size:.1f} MB of safetensors: {markdown.listed(path.stem for path in files)}; matrices of the weights in {dtype}"),
         ("input", f"millivolts, {config['fs']:g} Hz, up to {config['seconds']:g} s, {band}; `embed` brings other arrays there"),
         ("token", f"{config['patch']} samples ({1000 * config['patch'] / config['fs']:.0f} ms) of all leads"),
-        ("output", f"{config['width']} numbers a recording (`mean`), or the means of the last blocks side by side (`layers`)"),
+        (
+            "output",
+            f"{config['width']} numbers a recording (`mean`), {last * config['width']:,} (`layers`: the means of the last {last} blocks) "
+            f"or {3 * last * config['width']:,} (`moments`: with how their tokens vary)",
+        ),
         ("objective", TITLES[run["parameters"]["objective"]]),
         ("options", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in saved["options"].items())),
         ("made", f"{run['time_utc'][:10]}, commit `{(run['code']['commit'] or 'unknown')[:7]}`, torch {run['versions']['torch']}"),
@@ -115,6 +120,7 @@ def _results(records):
     points = committed.frame(records, "06_label_efficiency", "points", task="all", model=committed.PROBE).sort_values("share").iloc[0]
     return {
         "seeds": tuning["extra"]["seeds"],
+        "readout": committed.record(records, "04_linear_probing")["parameters"]["readout"],
         "rivals": f"Trained on labels alone: {'; '.join(f'`{one}`, {RIVALS[one]}' for one in rivals)}." if rivals else "",
         "results": markdown.table(("macro AUROC", *(f"`{task}`" for task in SHOWN)), rows),
         "worth": markdown.listed(worth),
@@ -264,6 +270,7 @@ def _costs(folder, records):
     every, device = [*(record for name, record in records.items() if name != run["chapter"]), run], run["device"]
     kwh = [carbon.energy(record) for record in every]
     return {
+        "half_readout": half["parameters"]["readout"],
         "choice": f"Fold {markdown.FOLDS['valid_fold']} chose {chosen}{'' if dtype == chosen else f', but the files hold {dtype}'}.",
         "precision": markdown.table(
             ("matrices", "task", f"fold {markdown.FOLDS['valid_fold']}", f"fold {markdown.FOLDS['test_fold']}", "features move by"), rows
