@@ -85,9 +85,10 @@ def tried(table, *, base="as it is", metric="Macro AUROC on fold 9"):
         if len(known):
             ax.axvline(known.mean(), color=GREY, lw=1, ls="--", gid="base")
         ax.plot(mine["value"], [changes.index(change) for change in mine["change"]], "o", color=BLUE, ms=5, alpha=0.8)
-        ax.set(title=str(task), xlabel=metric, ylim=(len(changes) - 0.5, -0.5))
+        ax.set(title=str(task), ylim=(len(changes) - 0.5, -0.5))
         ax.set_yticks(range(len(changes)), changes)
         ax.grid(axis="both")
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(axis="y", length=0)
+    fig.supxlabel(metric, fontsize=10)  # once: beside long names of changes the panels are too narrow for a label each
     return fig
