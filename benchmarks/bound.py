@@ -19,9 +19,8 @@ def block(x, b, heads):
     records, tokens, width = x.shape
     h = F.layer_norm(x, (width,), b.norm1.weight, b.norm1.bias, b.norm1.eps)
     q, k, v = F.linear(h, b.attn.qkv.weight, b.attn.qkv.bias).view(records, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    if q.device.type == "cpu":  # in single precision, whose backward pass is much the faster one there
-        with torch.autocast("cpu", enabled=False):
-            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    if q.device.type == "cpu" and q.dtype != torch.float32:  # the backward pass of the kernel is slow there, see `PlainAttention`
+        h = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
     else:
         h = F.scaled_dot_product_attention(q, k, v)
     h = h.transpose(1, 2).reshape(records, tokens, width)

@@ -20,7 +20,7 @@ from .errors import CremaError
 # A kernel belongs to the first kind with a word in its name. Inductor's fused kernels carry the names of what they fuse.
 KINDS = {
     "matmul": ("mm", "gemm", "linear", "convolution", "conv_", "cutlass", "nvjet", "xmma"),
-    "attention": ("attention", "flash", "fmha"),
+    "attention": ("attention", "flash", "fmha", "softmax"),
     "norm": ("layer_norm", "batch_norm"),
     "optimiser": ("adam", "foreach", "multi_tensor", "vector_norm"),
     "activation": ("gelu", "relu"),

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from . import checkpoints, parallel, sharding
 from .batches import Batches
 from .errors import CremaError, Stopped
-from .precision import SingleAttention, matmul_precision
+from .precision import PlainAttention, matmul_precision
 
 EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
 
@@ -292,7 +292,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
         stack.enter_context(matmul_precision(training.matmul))
         if training.precision != "no" and accelerator.device.type == "cpu":
-            stack.enter_context(SingleAttention())
+            stack.enter_context(PlainAttention())
         if training.recompute:
             stack.enter_context(recomputed(trained.encoder))
         asked = stack.enter_context(checkpoints.signals())

@@ -20,7 +20,7 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Training, cosine, fit, parameter_groups
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.objectives import CRMAE
-from crema_lib.precision import SingleAttention, matmul_precision
+from crema_lib.precision import PlainAttention, matmul_precision
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
 
@@ -369,16 +369,41 @@ def test_a_notebook_may_change_the_precision(store, tmp_path):
     assert torch.allclose(half, exact, atol=1e-2)
 
 
-def test_attention_on_a_cpu_is_in_single_precision(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tokens", [7, PlainAttention.most + 1])
+def test_attention_on_a_cpu_in_half_precision(tokens):
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 7, 8).bfloat16()
-    mask = torch.rand(2, 1, 1, 7) < 0.8
-    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
-    with torch.autocast("cpu", torch.bfloat16), SingleAttention():
-        assert torch.equal(F.scaled_dot_product_attention(query, key, value, attn_mask=mask), exact.bfloat16())
-        assert (query @ key.transpose(2, 3)).dtype == torch.bfloat16, "all else is left to autocast"
+    inputs = torch.randn(3, 2, 4, tokens, 8).bfloat16()
+    mask = torch.rand(2, 1, 1, tokens) < 0.8
+
+    def attended(inputs):
+        inputs = inputs.clone().requires_grad_()
+        found = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        found.float().square().sum().backward()
+        return found, inputs.grad
+
+    exact = attended(inputs.float())
+    with torch.autocast("cpu", torch.bfloat16), PlainAttention():
+        found = attended(inputs)
+    for value, right in zip(found, exact, strict=True):
+        assert value.dtype == torch.bfloat16
+        assert (value - right).norm() < 0.01 * right.norm()
+
+
+def test_attention_is_left_alone_where_its_kernel_is_fast():
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 2, 4, 7, 8)
+    for options in ({}, {"is_causal": True}):
+        expected = F.scaled_dot_product_attention(*inputs, **options)
+        with PlainAttention():
+            assert torch.equal(F.scaled_dot_product_attention(*inputs, **options), expected)
+    with PlainAttention():
+        dropped = F.scaled_dot_product_attention(*inputs[:, :, :, :1].bfloat16(), dropout_p=1.0)
+    assert not dropped.any(), "dropout of the weights is kept"
+
+
+def test_training_in_half_precision_on_a_cpu_attends_plainly(store, tmp_path, monkeypatch):
     entered = []
-    monkeypatch.setattr(engine, "SingleAttention", lambda: entered.append(1) or contextlib.nullcontext())
+    monkeypatch.setattr(engine, "PlainAttention", lambda: entered.append(1) or contextlib.nullcontext())
     for precision in ("bf16", "no"):
         run(store, tmp_path / precision, Mean(), precision=precision, epochs=0.2, device="cpu")
     assert len(entered) == 1, "single precision needs no help"
