@@ -14,6 +14,7 @@ import warnings
 import zipfile
 
 import torch
+from safetensors import SafetensorError
 
 from .errors import CremaError
 
@@ -39,7 +40,7 @@ def writing(out):
     """Turn a full disk or a folder that cannot be written to into a CremaError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save turns some of the first into the second
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns some of the first into the second
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CremaError(f"{out} cannot be written to ({reason}): make room or give another folder; {kept(out)}") from None
 
@@ -133,6 +134,18 @@ def save(out, state):
         for old in folder.parent.iterdir():  # what bears a later step was damaged, else the run had gone on from there
             if old.is_dir() and old not in (folder, *before):
                 shutil.rmtree(old)
+
+
+def saved(model, out, more=None):
+    """Write the trained model of a run into `out/model`, and with `more(folder)` what belongs beside it.
+
+    Raises:
+        CremaError: it cannot be written, on a full disk for one.
+    """
+    with writing(out):
+        model.save_pretrained(out / "model")
+        if more is not None:
+            more(out / "model")
 
 
 def load(out):

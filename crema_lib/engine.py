@@ -34,7 +34,7 @@ from tqdm import tqdm
 from . import checkpoints, parallel, sharding
 from .batches import Batches
 from .errors import CremaError, Stopped
-from .precision import PlainAttention, matmul_precision
+from .precision import attention, matmul_precision
 
 EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
 
@@ -95,8 +95,10 @@ def parameter_groups(module, weight_decay):
 
 
 @contextlib.contextmanager
-def recomputed(encoder):
+def recomputed(encoder, again=contextlib.nullcontext):
     """Within it, the transformer blocks of an encoder keep their inputs alone for the backward pass (Chen et al. 2016, arXiv 1604.06174).
+
+    again: makes the context of the second computation; those that change torch's functions do not reach into the backward pass.
 
     Raises:
         CremaError: the encoder has no `blocks`.
@@ -105,7 +107,8 @@ def recomputed(encoder):
     if not len(blocks):
         raise CremaError(f"recompute is for transformer blocks, and this {type(encoder).__name__} has none: leave it off")
     for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        contexts = lambda: (contextlib.nullcontext(), again())  # noqa: E731
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     try:
         yield
     finally:
@@ -137,8 +140,9 @@ def prepared(accelerator, module, groups, training):
     return module, *accelerator.prepare(module, optimiser)
 
 
-def identity_of(module, store, rows, training, steps, world):
+def identity_of(module, store, rows, targets, training, steps, world):
     """What makes a run the one it is: a checkpoint with another identity is not gone on from. JSON-like dict."""
+    crc = lambda values, kind: zlib.crc32(np.ascontiguousarray(values, dtype=kind).tobytes())  # noqa: E731
     recipe = {key: value for key, value in asdict(training).items() if key not in EXECUTION}
     identity = {
         "training": recipe,
@@ -146,7 +150,9 @@ def identity_of(module, store, rows, training, steps, world):
         "data": store.meta["sha256"],
         "options": getattr(module, "options", {}),
         "objective": type(module).__name__,
-        "rows": zlib.crc32(np.asarray(rows, dtype=np.int64).tobytes()),
+        "rows": crc(rows, np.int64),
+        "leads": crc(store.lead_mask[rows], bool),
+        "targets": crc([] if targets is None else targets, np.float32),
         "processes": world,
     }
     return json.loads(json.dumps(identity))
@@ -225,13 +231,15 @@ def read(accelerator, recent, asked):
 
 
 def check_finite(losses, step, batches, out):
-    """Raise CremaError where one of the losses up to that of update `step` is not finite: which, on which records, and what is kept."""
-    for at, loss in enumerate((one["loss"] for one in losses), step - len(losses) + 1):
-        if not math.isfinite(loss):
-            rows = batches.rows[batches.order(at - 1)]
-            names = ", ".join(str(batches.store.table["record"].iloc[row]) for row in rows[:8])
-            more = f" and {len(rows) - 8} more: `Batches.order({at - 1})`" if len(rows) > 8 else ""
-            raise CremaError(f"the loss is {loss} at step {at} (records {names}{more}): lower lr or mend them; {checkpoints.kept(out)}")
+    """Raise CremaError where a loss or the norm of the gradient, up to update `step`, is not finite: on which records, and what is kept."""
+    for at, one in enumerate(losses, step - len(losses) + 1):
+        for name in ("loss", "gradient"):
+            if not math.isfinite(one.get(name, 0.0)):
+                rows = batches.rows[batches.order(at - 1)]
+                names = ", ".join(str(batches.store.table["record"].iloc[row]) for row in rows[:8])
+                more = f" and {len(rows) - 8} more: `Batches.order({at - 1})`" if len(rows) > 8 else ""
+                wrong = f"the {name} is {one[name]} at step {at} (records {names}{more})"
+                raise CremaError(f"{wrong}: lower lr or mend them; {checkpoints.kept(out)}")
 
 
 def write_checkpoint(out, store, state):
@@ -264,12 +272,13 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
             into the checkpoints. See `finetune.EarlyChoice`.
 
     Returns:
-        DataFrame of the log: step, epoch, lr, records_per_s, seconds and each loss averaged over `log_every` steps and all processes.
+        DataFrame of the log: step, epoch, lr, records_per_s, seconds and, averaged over `log_every` steps and all processes, each loss and
+        the norm of the gradient before `clip`.
 
     Raises:
-        CremaError: fewer records than a batch, a batch that cannot be shared evenly, a loss or weights that are not finite, a folder that
-            cannot be written to, is in use, or holds another run, a store that changed, `shard` in a single process or with a companion.
-            The last checkpoint is kept, and never holds anything that is not finite.
+        CremaError: fewer records than a batch, a batch that cannot be shared evenly, a loss, gradient or weights that are not finite, a
+            folder that cannot be written to, is in use, or holds another run, a store that changed, `shard` in a single process or with a
+            companion. The last checkpoint is kept, and never holds anything that is not finite.
         Stopped: SIGTERM or SIGINT came (Ctrl-C; a notebook's interrupt). A checkpoint was written after the step; of several processes,
             after the next step that is logged or saved, so that all stop at the same one.
     """
@@ -286,15 +295,15 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     groups = groups or parameter_groups(module, training.weight_decay)
     trained, model, optimiser = prepared(accelerator, module, groups, training)
     peaks = [group["lr"] for group in optimiser.param_groups]
-    identity = identity_of(module, store, rows, training, steps, world)
+    identity = identity_of(module, store, rows, targets, training, steps, world)
     after_step = getattr(trained, "after_step", None)
     with contextlib.ExitStack() as stack:
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
         stack.enter_context(matmul_precision(training.matmul))
-        if training.precision != "no" and accelerator.device.type == "cpu":
-            stack.enter_context(PlainAttention())
+        attend = functools.partial(attention, training.precision, accelerator.device)
+        stack.enter_context(attend())
         if training.recompute:
-            stack.enter_context(recomputed(trained.encoder))
+            stack.enter_context(recomputed(trained.encoder, attend))
         asked = stack.enter_context(checkpoints.signals())
         step, entries, losses, notes = restore(out, store, trained, optimiser, accelerator.scaler, identity, companion)
         parallel.by_main(write_log, out, entries, "w")  # without what came after the checkpoint
@@ -308,7 +317,9 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
                 group["lr"] = peak * cosine(step, steps, training.warmup)
             recent.append(gradients(accelerator, model, forward, batches[step], training.accumulate))
             if training.clip:
-                accelerator.clip_grad_norm_(model.parameters(), training.clip)
+                norm = accelerator.clip_grad_norm_(model.parameters(), training.clip)
+                if accelerator.scaler is None:  # else a step with too large a gradient is left out, and the scale is lowered
+                    recent[-1]["gradient"] = sharding.whole(norm).to(accelerator.device)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             step += 1

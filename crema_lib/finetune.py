@@ -77,6 +77,7 @@ class Classifier(Objective):
         self.register_buffer("shown", torch.tensor(shown), persistent=False)
         number = [task == "age" for task, names in columns.items() for _ in names]
         self.register_buffer("number", torch.tensor(number), persistent=False)
+        self.numbers = any(number)  # known to the host: to ask the device would make each step wait for it
         if blocks is not None:
             depth = len(getattr(encoder, "blocks", ()))
             if not 0 <= blocks <= depth:
@@ -122,7 +123,7 @@ class Classifier(Objective):
         known = ~target.isnan()
         wanted = target.nan_to_num()
         wrong = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
-        if self.number.any():
+        if self.numbers:
             wrong = torch.where(self.number, (outputs - (wanted - YEARS[0]) / YEARS[1]).square(), wrong)
         return {"loss": (wrong * known).sum() / parallel.mean_over_processes(known.sum()).clamp(min=1)}
 
@@ -346,5 +347,5 @@ def finetune(
     )  # fmt: skip
     model.load_state_dict(choice.weights)
     model.cpu().eval()
-    parallel.by_main(model.save_pretrained, out / "model")
+    parallel.by_main(checkpoints.saved, model, out)
     return model, log

@@ -23,15 +23,16 @@ class PlainAttention(TorchFunctionMode):
     """Within it, attention in half precision is computed as it is written, softmax(q k' / sqrt(d)) v (Vaswani et al. 2017), by matrix
     products of that precision.
 
-    For training on a CPU: the backward pass of torch's fused kernel for bf16 takes 5 to 15 times as long there (torch 2.15). Its kernel
-    for single precision is what is faster from some hundred tokens on, where the weights of all pairs no longer fit a cache.
+    For training on a CPU: the backward pass of torch's fused kernel for bf16 takes several times as long there (torch 2.15). Its kernel
+    for single precision is what is faster from some hundred tokens on, where the weights of all pairs no longer fit a cache. Scores and
+    weights are rounded to half precision, as in timm's attention without the kernel: a few times its rounding, most where scores are large.
     """
 
     most = 256  # tokens
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention or len(args) != 3 or args[0].dtype == torch.float32 or kwargs.get("is_causal"):
+        if function is not F.scaled_dot_product_attention or not self._knows(args, kwargs):
             return function(*args, **kwargs)
         query, key, value = args
         if key.shape[-2] > self.most:
@@ -42,6 +43,17 @@ class PlainAttention(TorchFunctionMode):
             scores = scores.masked_fill(~kwargs["attn_mask"], float("-inf"))
         return F.dropout(scores.softmax(-1), kwargs.get("dropout_p", 0.0)) @ value
 
+    def _knows(self, args, kwargs):
+        """Whether this is a call as timm makes it, in half precision: anything else is left to the kernel."""
+        mask = kwargs.get("attn_mask")
+        known = len(args) == 3 and not kwargs.get("is_causal") and kwargs.keys() <= {"attn_mask", "dropout_p", "is_causal"}
+        return known and args[0].dtype != torch.float32 and (mask is None or mask.dtype == torch.bool)
+
+
+def attention(precision, device):
+    """The context in which a step attends: `PlainAttention` in half precision on a CPU, else that of torch."""
+    return PlainAttention() if precision != "no" and torch.device(device).type == "cpu" else contextlib.nullcontext()
+
 
 @contextlib.contextmanager
 def autocast(precision, device="cpu"):
@@ -50,6 +62,5 @@ def autocast(precision, device="cpu"):
     with contextlib.ExitStack() as stack:
         if precision != "no":
             stack.enter_context(torch.autocast(kind, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]))
-        if precision != "no" and kind == "cpu":
-            stack.enter_context(PlainAttention())
+        stack.enter_context(attention(precision, device))
         yield

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from . import parallel
+from . import checkpoints, parallel
 from .data.store import TRAIN
 from .engine import Training, fit
 from .leakage import remember
@@ -84,7 +84,5 @@ def pretrain(p, store, *, progress=True):
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
     log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
     model.cpu().eval()
-    if parallel.place()[0] == 0:
-        model.save_pretrained(p.run_dir / "pretrain" / "model")
-        remember(p.run_dir / "pretrain" / "model", store, rows)
+    parallel.by_main(checkpoints.saved, model, p.run_dir / "pretrain", lambda folder: remember(folder, store, rows))
     return model, log

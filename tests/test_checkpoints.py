@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, two kept, damage found; folders held by one run; a real run killed twenty times."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -15,12 +16,12 @@ import pytest
 import torch
 
 from crema_lib import checkpoints
-from crema_lib.checkpoints import differences, found, load, lock, save
+from crema_lib.checkpoints import differences, found, load, lock, save, saved
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import EcgStore
 from crema_lib.engine import Training, fit
 from crema_lib.errors import CremaError
-from crema_lib.objectives import CRMAE
+from crema_lib.objectives import CRMAE, MAE
 from crema_lib.sit import SiT
 
 # Children of a server that has imported everything start at once, and without the threads of this process.
@@ -98,15 +99,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         load(tmp_path)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    save(tmp_path, state(5))
+@contextlib.contextmanager
+def full_disk():
+    """A write of more than 50 kB fails."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # a write beyond it fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(CremaError, match=r"cannot be written to .*: make room .*; the checkpoint of step 5 is kept"):
-            save(tmp_path, state(10, size=100_000))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_at_the_end(tmp_path):
+    save(tmp_path, state(5))
+    model = MAE(SiT(width=64, depth=2, heads=2))
+    with full_disk(), pytest.raises(CremaError, match=r"cannot be written to \(.*\): make room .*; the checkpoint of step 5 is kept"):
+        saved(model, tmp_path)
+    told = []
+    saved(model, tmp_path, told.append)
+    assert told == [tmp_path / "model"] and MAE.from_pretrained(told[0]).options == model.options
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    save(tmp_path, state(5))
+    with full_disk(), pytest.raises(CremaError, match=r"cannot be written to .*: make room .*; the checkpoint of step 5 is kept"):
+        save(tmp_path, state(10, size=100_000))
     assert names(tmp_path) == ["00000005"] and load(tmp_path)["step"] == 5
     save(tmp_path, state(10, size=100_000))
     assert load(tmp_path)["step"] == 10

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.engine import Training, cosine, fit, parameter_groups
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.objectives import CRMAE
-from crema_lib.precision import PlainAttention, matmul_precision
+from crema_lib.precision import PlainAttention, attention, matmul_precision
 from crema_lib.sit import SiT
 from crema_lib.xresnet import XResNet1d
 
@@ -109,7 +110,7 @@ def test_it_learns_and_logs(store, tmp_path):
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     pd.testing.assert_frame_equal(pd.DataFrame(lines), log)
-    assert {"step", "epoch", "lr", "loss", "mae", "contrast", "records_per_s", "seconds"} == set(log)
+    assert {"step", "epoch", "lr", "loss", "mae", "contrast", "gradient", "records_per_s", "seconds"} == set(log)
     assert log["step"].iloc[-1] == 50 and len(checkpoints.found(tmp_path)) == 2
 
 
@@ -200,6 +201,11 @@ def test_notes_of_a_companion_survive_a_kill(store, tmp_path, monkeypatch):
     assert log.set_index("step")["valid"].dropna().to_dict() == {6: 4.0}
 
 
+def test_recompute_in_half_precision(store, tmp_path):
+    once, twice = (run(store, tmp_path / str(again), precision="bf16", device="cpu", recompute=again)[0] for again in (False, True))
+    assert torch.equal(once, twice)
+
+
 @pytest.mark.parametrize("options", [{"checkpoint_every": 1, "log_every": 1}, {"checkpoint_every": 1000}, {"recompute": True}])
 def test_how_it_is_executed_changes_nothing(store, tmp_path, whole, options):
     found, log = run(store, tmp_path, **options)
@@ -261,6 +267,18 @@ def test_another_run_in_the_same_folder(store, tmp_path):
             store, np.arange(40), Training(**QUICK), tmp_path, progress=False)  # fmt: skip
 
 
+def test_other_targets_or_leads_are_another_run(store, tmp_path, monkeypatch):
+    train = functools.partial(fit, store=store, rows=np.arange(40), training=Training(**QUICK), out=tmp_path, progress=False)
+    train(model(), targets=np.arange(40.0))
+    with pytest.raises(CremaError, match=r"holds a run with another targets \("):
+        train(model(), targets=np.arange(40.0) + 1)
+    other = store.lead_mask.copy()
+    other[7, 0] ^= True
+    monkeypatch.setattr(store, "lead_mask", other)
+    with pytest.raises(CremaError, match=r"holds a run with another leads \("):
+        train(model(), targets=np.arange(40.0))
+
+
 def test_a_checkpoint_of_the_first_format_is_gone_on_from(store, tmp_path, monkeypatch, whole):
     disturb(monkeypatch, lambda: raising(KeyboardInterrupt()), 6)
     with pytest.raises(KeyboardInterrupt):
@@ -306,6 +324,27 @@ def test_long_batches_are_named_by_their_first_records(store, tmp_path):
     m.__class__ = Spoilt
     with pytest.raises(CremaError, match=r"at step 1 \(records .* and 2 more: `Batches.order\(0\)`\)"):
         run(store, tmp_path, m, batch_size=10)
+
+
+class Steep(torch.autograd.Function):
+    """A number whose slope is infinite."""
+
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, slope):
+        return slope * torch.inf
+
+
+@pytest.mark.parametrize("checkpoint_every", [6, 100])
+def test_a_gradient_that_is_not_finite_is_told_of_its_own_batch(store, tmp_path, checkpoint_every):
+    m, Spoilt.calls = model(), 0
+    m.__class__, m.spoil = type("Steeper", (Spoilt,), {}), lambda module, losses: Steep.apply(losses["loss"])
+    records = ", ".join(store.table["record"].iloc[Batches(store, np.arange(40), 8, 0)[5]["row"].numpy()])
+    with pytest.raises(CremaError, match=rf"the gradient is (nan|inf) at step 6 \(records {records}\): lower lr or mend them; there is no"):
+        run(store, tmp_path, m, checkpoint_every=checkpoint_every)
 
 
 def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
@@ -392,21 +431,29 @@ def test_attention_on_a_cpu_in_half_precision(tokens):
 def test_attention_is_left_alone_where_its_kernel_is_fast():
     torch.manual_seed(0)
     inputs = torch.randn(3, 2, 4, 7, 8)
-    for options in ({}, {"is_causal": True}):
-        expected = F.scaled_dot_product_attention(*inputs, **options)
+    mask = torch.randn(7, 7)
+    for half, options in ((False, {}), (True, {"is_causal": True}), (True, {"scale": 1.0}), (True, {"attn_mask": mask.bfloat16()})):
+        given = inputs.bfloat16() if half else inputs
+        expected = F.scaled_dot_product_attention(*given, **options)
         with PlainAttention():
-            assert torch.equal(F.scaled_dot_product_attention(*inputs, **options), expected)
+            assert torch.equal(F.scaled_dot_product_attention(*given, **options), expected)
     with PlainAttention():
         dropped = F.scaled_dot_product_attention(*inputs[:, :, :, :1].bfloat16(), dropout_p=1.0)
     assert not dropped.any(), "dropout of the weights is kept"
 
 
-def test_training_in_half_precision_on_a_cpu_attends_plainly(store, tmp_path, monkeypatch):
-    entered = []
-    monkeypatch.setattr(engine, "PlainAttention", lambda: entered.append(1) or contextlib.nullcontext())
-    for precision in ("bf16", "no"):
-        run(store, tmp_path / precision, Mean(), precision=precision, epochs=0.2, device="cpu")
-    assert len(entered) == 1, "single precision needs no help"
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_in_half_precision_on_a_cpu_attends_plainly(store, tmp_path, monkeypatch, recompute):
+    asked = []
+    monkeypatch.setattr(engine, "attention", lambda *given: asked.append(given) or attention(*given))
+    kernel, called = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(PlainAttention, "_knows", lambda self, args, kwargs: called.append(args[0].dtype) or True)
+    run(store, tmp_path, Mean(), precision="bf16", epochs=0.2, device="cpu", recompute=recompute)
+    assert F.scaled_dot_product_attention is kernel
+    assert called == [torch.bfloat16] * (4 if recompute else 2), "each of two blocks, again where it is recomputed"
+    assert [(precision, str(device)) for precision, device in asked] == [("bf16", "cpu")] * len(asked)
+    for given, plain in ((("no", "cpu"), False), (("bf16", "cuda"), False), (("bf16", "cpu"), True)):
+        assert isinstance(attention(*given), PlainAttention) == plain
 
 
 def test_products_on_a_gpu_have_the_precision_asked_for(store, tmp_path, monkeypatch):
