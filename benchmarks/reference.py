@@ -54,7 +54,7 @@ def loop(folder, size, *, fs=100, seconds=10, patch=25, batch_size=128, lr=1e-3,
     size: of the encoder, as `SiT.of_size` takes it. workers: processes that read.
     """
     torch.manual_seed(0)
-    model = build("st_mem", SiT.of_size(size, fs=fs, seconds=seconds, patch=patch, tokens="lead")).to(device)
+    model = build("st_mem", SiT.of_size(size, fs=fs, seconds=seconds, patch=patch, tokens="lead"), mask_ratio=0.75).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     loader = DataLoader(Files(folder, fs), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
 

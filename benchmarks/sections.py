@@ -1,9 +1,9 @@
 """`python -m benchmarks`: speed of the pretraining step and of every part, on this machine, as a run record.
 
 Sections: peak (what the device can do), compare (this loop, the reference and the bound, in turns), halves (what bf16 brings), compiled
-(whether torch.compile pays), steps (sizes and sampling rates), networks (the same of embedding and fine-tuning), parts (everything
-else), whole (a set as large as PTB-XL: its files embedded, and its map), profile (where a step's time goes). Offline: recordings are
-simulated.
+(whether torch.compile pays), steps (sizes and sampling rates), recompute (what it saves and takes), networks (embedding and fine-tuning
+for sizes and rates), parts (everything else), whole (a set as large as PTB-XL: its files embedded, and its map), profile (where a step's
+time goes). Offline: recordings are simulated.
 """
 
 import argparse
@@ -17,10 +17,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks import bound, reference
 from crema_lib import cost, finetune, maps, runs
+from crema_lib.batches import Batches
 from crema_lib.data import manifest
 from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
@@ -29,10 +31,10 @@ from crema_lib.embeddings import embed_files, embed_store
 from crema_lib.engine import Training
 from crema_lib.objectives import build
 from crema_lib.paths import home
-from crema_lib.precision import autocast
+from crema_lib.precision import autocast, matmul_precision
 from crema_lib.sit import SiT
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATCH = {100: 25, 250: 50, 500: 125}  # samples a token at each rate: a quarter of a second, or what divides the recording
 BATCH = {"cpu": {"xs": 64, "ti": 64, "s": 32, "b": 16}, "cuda": {"xs": 2048, "ti": 2048, "s": 1024, "b": 512}}
 
@@ -73,10 +75,11 @@ class Bench:
         torch.manual_seed(0)
         return build("cr_mae", SiT.of_size(size, fs=fs, patch=PATCH[fs])).to(self.device)
 
-    def ours(self, size, fs=100, compiled=False, precision=None):
-        """Durations of steps of `engine.fit`, s."""
-        o, store, precision = self.options, self.store(fs), precision or self.precision
-        training = Training(batch_size=self.batch(size), precision=precision, device=self.device, compile=compiled or o.compile)
+    def ours(self, size, fs=100, **changed):
+        """Durations of steps of `engine.fit`, s. changed: fields of `Training`."""
+        o, store = self.options, self.store(fs)
+        given = {"batch_size": self.batch(size), "precision": self.precision, "device": self.device, "compile": o.compile}
+        training = Training(**{**given, **changed})
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             return cost.step_seconds(self.objective(size, fs), store, range(len(store)), training, out, o.steps)
 
@@ -112,7 +115,7 @@ def compare(bench):
 def halves(bench):
     """This loop in bf16 beside the same one in single precision, in turns, for each size."""
     for size in bench.options.sizes:
-        loops = {precision: functools.partial(bench.ours, size, precision=precision) for precision in DTYPES}
+        loops = {precision: functools.partial(bench.ours, size, precision=precision) for precision in ("no", "bf16")}
         seconds = cost.in_turns(loops, bench.options.rounds)
         bench.add("times the speed of: single precision", "bf16", size, cost.speed_ratio(seconds, "bf16", "no"), bench.options.rounds)
 
@@ -120,15 +123,16 @@ def halves(bench):
 def compiled(bench):
     """This loop as it is beside the same one through torch.compile, in turns; compilation itself is not counted."""
     size, rounds = bench.options.size, bench.options.rounds
-    loops = {"this book": functools.partial(bench.ours, size), "compiled": functools.partial(bench.ours, size, compiled=True)}
+    loops = {"this book": functools.partial(bench.ours, size), "compiled": functools.partial(bench.ours, size, compile=True)}
     seconds = cost.in_turns(loops, rounds)
     bench.add("times the speed of: this book", "torch.compile", "compiled", cost.speed_ratio(seconds, "compiled", "this book"), rounds)
 
 
-def one_step(options, folder, size, fs):
-    """Speed, operations and memory of one size at one rate; run in a process of its own, so that the memory is its own."""
+def one_step(options, folder, size, fs, recompute=False):
+    """Speed, operations and memory of one size at one rate; for a process of its own, so that the memory is its own."""
     bench = Bench(options, folder)
-    batch, seconds = bench.batch(size), bench.ours(size, fs)
+    with matmul_precision(Training.matmul):
+        batch, seconds = bench.batch(size), bench.ours(size, fs, recompute=recompute)
     objective, store = bench.objective(size, fs), bench.store(fs)
     few = min(batch, 8)
     inputs = {"signal": store.read(range(few), bench.device), "lead_mask": torch.from_numpy(store.lead_mask[:few]).to(bench.device)}
@@ -142,14 +146,29 @@ def one_step(options, folder, size, fs):
     }
 
 
+def alone(function, *args):
+    """What a function returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def recompute(bench):
+    """The pretraining step of the largest size with activations kept, and computed a second time."""
+    size, fs = bench.options.sizes[-1], bench.options.rates[0]
+    bench.store(fs)
+    for task, again in (("activations kept", False), ("recompute", True)):
+        found = alone(one_step, bench.options, bench.folder, size, fs, again)
+        for name in ("ECG/s", "peak memory, GB"):
+            bench.add(name, f"{task}, {fs} Hz", size, found[name], bench.options.steps)
+
+
 def steps(bench):
     """The pretraining step for each size and sampling rate."""
     options = bench.options
     for fs in options.rates:
         bench.store(fs)  # made once, here
         for size in options.sizes:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(one_step, options, bench.folder, size, fs).result()
+            found = alone(one_step, options, bench.folder, size, fs)
             for name, value in found.items():
                 bench.add(name, f"pretraining step, {fs} Hz", size, value, options.steps)
             if bench.peak:
@@ -175,18 +194,23 @@ def networks(bench):
 
 
 def parts(bench):
-    """Everything else that takes time: simulator, prepare, batch reading; records/s."""
-    n = len(bench.store())
-    few = min(n, 256)
-    rate = lambda run, records=n: records / min(cost.timed(run, bench.device) for _ in range(bench.options.rounds))  # noqa: E731
-    bench.add("records/s", "simulator", "", rate(lambda: simulate(few), few))
-    files = bench.folder / "wfdb-parts"
-    many = bench.options.records or 2048
+    """Everything else that takes time, for each sampling rate: simulator, prepare, batch reading; records/s."""
+    n, files, many = len(bench.store()), bench.folder / "wfdb-parts", bench.options.records or 2048
+    few, drawn = min(n, 256), torch.randint(0, n, (64, 64)).numpy()
     reference.write_files(files, many)
-    prepared = lambda: prepare("files", source=files, out=bench.folder / "prepared", workers=os.cpu_count(), progress=False)  # noqa: E731
-    bench.add("records/s", "prepare, 500 Hz WFDB to 100 Hz", "", rate(prepared, many))
-    drawn = torch.randint(0, n, (64, 64)).numpy()
-    bench.add("records/s", "random batches from the store", "", rate(lambda: [bench.store().read(part) for part in drawn], drawn.size))
+    for fs in bench.options.rates:
+        store, out = bench.store(fs), bench.folder / f"prepared-{fs}"
+        measured = {
+            "simulator": (few, lambda fs=fs: simulate(few, fs=fs)),
+            "prepare, from 500 Hz WFDB": (
+                many,
+                functools.partial(prepare, "files", source=files, out=out, fs=fs, workers=os.cpu_count(), progress=False),
+            ),
+            "random batches from the store": (drawn.size, lambda store=store: [store.read(part) for part in drawn]),
+        }
+        for name, (records, run) in measured.items():
+            seconds = min(cost.timed(run, bench.device) for _ in range(bench.options.rounds))
+            bench.add("records/s", f"{name}, {fs} Hz", "", records / seconds, records)
 
 
 def whole(bench):
@@ -222,13 +246,13 @@ def profile(bench):
 
 def one_profiled(bench, size, precision):
     """(read, step): functions that read a batch, and that read one and take a training step with it; the step has run twice."""
-    store, objective, batch = bench.store(), bench.objective(size), bench.batch(size)
+    store, objective = bench.store(), bench.objective(size)
+    batches, at = Batches(store, np.arange(len(store)), bench.batch(size), 0, None, torch.device(bench.device)), itertools.count()
     optimiser = torch.optim.AdamW(objective.parameters(), fused=True)
     forward = torch.compile(objective) if bench.options.compile else objective
-    lead_mask = torch.ones(batch, 12, dtype=torch.bool, device=bench.device)
 
     def read():
-        return {"signal": store.read(range(batch), bench.device), "lead_mask": lead_mask}
+        return batches[next(at)]
 
     def step():
         with autocast(precision, bench.device):
@@ -242,7 +266,7 @@ def one_profiled(bench, size, precision):
     return read, step
 
 
-SECTIONS = {section.__name__: section for section in (peak, compare, halves, compiled, steps, networks, parts, whole, profile)}
+SECTIONS = {section.__name__: section for section in (peak, compare, halves, compiled, steps, recompute, networks, parts, whole, profile)}
 
 
 def main(argv=None):
@@ -250,7 +274,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
-    parser.add_argument("--precision", choices=("no", "bf16"), help="default: bf16 where its matrix products are faster")
+    parser.add_argument("--precision", choices=tuple(DTYPES), help="default: bf16 where its matrix products are faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile this loop and the bound")
     parser.add_argument("--size", default="ti", help="of the encoder, in all sections but steps and whole (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", default=["xs", "ti", "s", "b"], help="in the sections steps and profile")
@@ -265,8 +289,9 @@ def main(argv=None):
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, folder)
-        for name in options.sections or SECTIONS:
-            SECTIONS[name](bench)
+        with matmul_precision(Training.matmul):  # as in training: the peak, the bound and the reference have it too
+            for name in options.sections or SECTIONS:
+                SECTIONS[name](bench)
         store = bench.store()
         name = runs.device_name(bench.device).lower().replace(" ", "-") if bench.device == "cuda" else "cpu"
         return runs.write(

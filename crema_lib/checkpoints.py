@@ -57,13 +57,14 @@ def lock(out):
         file = open(out / "checkpoints" / "lock", "a+")  # noqa: SIM115 - closed below
     with file:
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                raise OSError("no locks")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise CremaError(f"{file.read() or 'another process'} is training in {out}: wait for it, or choose another folder") from None
         except OSError:
-            warnings.warn(f"the file system of {out} knows no locks: see to it that no second run uses this folder", stacklevel=3)
+            warnings.warn(f"there are no locks for {out}: see to it that no second run uses this folder", stacklevel=3)
         with writing(out):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -18,6 +18,7 @@ import math
 import os
 import signal
 import time
+import warnings
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -286,6 +287,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         raise CremaError("a companion (the moving average of fine-tuning) needs whole weights after each step: leave shard off")
     out = Path(out)
     accelerator = accelerator_for(training)
+    if training.precision == "fp16" and accelerator.device.type == "cpu":
+        warnings.warn("fp16 is for a GPU: on a CPU this run computes in single precision; bf16 may be faster here", stacklevel=2)
     rank, world = accelerator.process_index, accelerator.num_processes
     set_seed(training.seed)  # the same in every process, see `parallel`
     leads = [list(store.meta["leads"]).index(lead) for lead in module.encoder.leads]

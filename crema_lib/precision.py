@@ -52,15 +52,15 @@ class PlainAttention(TorchFunctionMode):
 
 def attention(precision, device):
     """The context in which a step attends: `PlainAttention` in half precision on a CPU, else that of torch."""
-    return PlainAttention() if precision != "no" and torch.device(device).type == "cpu" else contextlib.nullcontext()
+    return PlainAttention() if precision == "bf16" and torch.device(device).type == "cpu" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def autocast(precision, device="cpu"):
-    """Within it, a step written by hand computes in the precision that `fit` would: "no", "bf16" or "fp16"."""
+    """Within it, a step written by hand computes in the precision that `fit` would: "no", "bf16" or, on a GPU, "fp16"."""
     kind = torch.device(device).type
     with contextlib.ExitStack() as stack:
-        if precision != "no":
+        if precision == "bf16" or (precision == "fp16" and kind != "cpu"):
             stack.enter_context(torch.autocast(kind, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]))
         stack.enter_context(attention(precision, device))
         yield

@@ -1,5 +1,6 @@
 """The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,21 @@ def test_pretrain_leaves_a_model(tmp_path, monkeypatch, capsys):
     assert type(objectives.load(folder)) is objectives.SimCLR
     assert cli.main([*words, "--out", str(tmp_path / "mine"), "-p", "temperature=0.2"]) == 0
     assert objectives.load(tmp_path / "mine" / "pretrain" / "model").temperature == 0.2
+
+
+def test_pretrain_by_two_processes_that_accelerate_starts(tmp_path):
+    small = ["records=80", "seconds=5", "width=24", "depth=1", "epochs=1", "batch_size=32", "device=cpu"]
+    words = ["pretrain", *(word for text in small for word in ("-p", text))]
+    assert cli.main([*words, "--out", str(tmp_path / "one")]) == 0
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    words = [sys.executable, "-m", *launch, *plain, "-m", "crema_lib", *words, "--out", str(tmp_path / "two")]
+    found = subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("the model is in") == 1 and objectives.load(tmp_path / "two" / "pretrain" / "model").state_dict()
+    one, two = (pd.read_json(tmp_path / name / "pretrain" / "log.jsonl", lines=True) for name in ("one", "two"))
+    assert one["step"].tolist() == two["step"].tolist()
+    np.testing.assert_allclose(two[["loss", "mae"]], one[["loss", "mae"]], rtol=0, atol=1e-4)
 
 
 def test_pretrain_that_is_asked_to_stop_saves_and_goes_on(tmp_path):

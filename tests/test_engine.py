@@ -247,6 +247,24 @@ def test_a_batch_in_parts_is_a_batch(store, tmp_path):
     np.testing.assert_allclose(log["loss"], log_parts["loss"], rtol=1e-4)
 
 
+def test_a_compiled_run_goes_on_too(store, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # without a C++ compiler
+    options = {"precision": "bf16", "device": "cpu", "checkpoint_every": 3}
+    plain, whole = (run(store, tmp_path / str(fast), Mean(), compile=fast, **options)[0] for fast in (False, True))
+    torch.testing.assert_close(plain, whole, rtol=0, atol=1e-3)
+    disturb(monkeypatch, lambda: raising(KeyboardInterrupt()), 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, tmp_path / "again", Mean(), compile=True, **options)
+    assert torch.equal(run(store, tmp_path / "again", Mean(), compile=True, **options)[0], whole)
+
+
+def test_fp16_on_a_cpu_says_that_it_is_single_precision(store, tmp_path):
+    with pytest.warns(UserWarning, match="fp16 is for a GPU: on a CPU this run computes in single precision"):
+        half = run(store, tmp_path / "half", Mean(), precision="fp16", device="cpu", epochs=0.4)[0]
+    assert torch.equal(half, run(store, tmp_path / "single", Mean(), device="cpu", epochs=0.4)[0])
+
+
 def test_after_step_is_called_after_each_update(store, tmp_path):
     m = Mean()
     run(store, tmp_path, m)
