@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import yaml
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -22,6 +24,11 @@ def resolve(path):
     """An absolute path as it is; a relative one from the project folder."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else home() / path
+
+
+def repository():
+    """Where the sources are published: dict with url and branch, as `_config.yml` says."""
+    return yaml.safe_load((home() / "_config.yml").read_text(encoding="utf-8"))["repository"]
 
 
 def fetched(name, given=""):

@@ -19,14 +19,13 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
 from nbformat import from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from . import bookbuild, runs, words
 from .data import manifest
 from .errors import CremaError
-from .paths import home, resolve
+from .paths import home, repository, resolve
 
 WIDTH, COLOURS = 1610, 256  # px and palette of a kept picture: twice the width that it has on a page
 LEFT_OUT = "*Not shown here, because it names single recordings. Run the chapter to see it.*"
@@ -284,13 +283,13 @@ def _credit(name):
 
 def _run_line(path, kept):
     """A line on top of a page: which run it shows, where its source and its record are, and whose recordings."""
-    repository = yaml.safe_load((home() / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    sources = f"{repository['url']}/blob/{repository['branch']}"
+    at = repository()
+    sources = f"{at['url']}/blob/{at['branch']}"
     given, record = kept["parameters"], Path("results") / kept["profile"] / f"{path.stem}.json"
     recorded = (home() / record).is_file()
     date = datetime.date.fromisoformat(kept["date"])
     parts = [f"Run of {date.day} {date:%B %Y} with the profile `{kept['profile']}`"]
-    parts += [f"commit [{kept['commit']}]({repository['url']}/commit/{kept['commit']})"] if kept["commit"] else []
+    parts += [f"commit [{kept['commit']}]({at['url']}/commit/{kept['commit']})"] if kept["commit"] else []
     parts += [kept["device"].replace("_", "-")] if kept["device"] else []
     if given.get("data", "simulated") != "simulated":
         count = f"{runs.read(record)['data']['records']:,} recordings of " if recorded else ""

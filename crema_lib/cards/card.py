@@ -4,12 +4,13 @@ import json
 
 import pandas as pd
 
-from .. import carbon, weights
+from .. import carbon, search, weights
 from ..data import splits
 from ..data.manifest import dataset
 from ..leakage.checkpoint import SEEN, what_was_seen
 from ..metrics import FEW
 from ..objectives import TITLES
+from ..paths import repository
 from . import committed, markdown
 
 RIVALS = {"xresnet1d101": "a convolutional network", "features + boosting": "boosting on features made by hand"}  # trained on labels alone
@@ -45,7 +46,7 @@ def _facts(folder, config, saved, records):
     band = f"{config['band'][0]:g} to {config['band'][1]:g} Hz" if config.get("band") else "unfiltered"
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files) / 1e6
-    last = min(4, config["depth"])
+    last, at = min(4, config["depth"]), repository()
     rows = [
         ("what", f"Signal Transformer, an encoder of {len(config['leads'])}-lead ECGs, with the heads of its pretraining"),
         ("size", f"width {config['width']}, {config['depth']} blocks, {config['heads']} heads, {parameters:,} parameters in the encoder"),
@@ -61,6 +62,8 @@ def _facts(folder, config, saved, records):
         ("options", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in saved["options"].items())),
         ("made", f"{run['time_utc'][:10]}, commit `{(run['code']['commit'] or 'unknown')[:7]}`, torch {run['versions']['torch']}"),
         ("licence", "MIT; the recordings have their own, see [](datasheet.md)"),
+        ("to cite", f"[CITATION.cff]({at['url']}/blob/{at['branch']}/CITATION.cff)"),
+        ("questions", f"[issues of the repository]({at['url']}/issues)"),
     ]
     return {
         "facts": markdown.table(("property", "value"), rows),
@@ -114,9 +117,9 @@ def _results(records):
     rows = [(title, *(markdown.score(score(task, arm)) for task in SHOWN)) for arm, title in arms.items()]
     worth = []
     for other in (committed.TWIN, *rivals):
-        gain = score("all", f"{committed.MODEL} - {other}")
-        side = "above" if gain.low > 0 else "below" if gain.high < 0 else "neither above nor below"
-        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.score(gain)})")
+        gain = committed.frame(records, "05_fine_tuning", "gains", task="all", model=committed.MODEL, other=other).iloc[0]
+        side = "neither above nor below" if gain["p_holm"] >= 0.05 else "above" if gain["value"] > 0 else "below"
+        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.score(markdown.interval(gain))})")
     points = committed.frame(records, "06_label_efficiency", "points", task="all", model=committed.PROBE).sort_values("share").iloc[0]
     return {
         "seeds": tuning["extra"]["seeds"],
@@ -281,6 +284,7 @@ def _costs(folder, records):
         "kwh": f"{carbon.energy(run):.2f}",
         "grams": f"{carbon.energy(run) * carbon.INTENSITY:,.0f}",
         "all_hours": f"{sum(record['wall_seconds'] for record in every) / 3600:.1f}",
+        "search_hours": f"{search.read_log('results/ptbxl/search.csv')['minutes'].sum() / 60:.1f}",
         "all_kwh": f"{sum(kwh):.2f}",
         "all_grams": f"{sum(kwh) * carbon.INTENSITY:,.0f}",
         "overhead": f"{carbon.OVERHEAD:g}",
