@@ -29,8 +29,8 @@ MV_PER_UNIT = {"V": 1000.0, "mV": 1.0, "uV": 0.001, "µV": 0.001, "nV": 1e-6}
 def sincos(positions, width, base=100.0):
     """Fixed sine-cosine codes (Vaswani et al. 2017), (positions, width): sines in the first half of the width, cosines in the second.
 
-    The slowest wave has a length of 2 pi base positions. The base of 10,000 that sentences take would leave more than half of the
-    width all but constant over the 40 tokens of ten seconds.
+    Wave k = 0, 1, ... of width / 2 has a length of 2 pi base^(2 k / width) positions. With the base of 10,000 that sentences take half of
+    the waves or more would turn by less than one radian in ten seconds, be these 40 tokens of 250 ms (six tenths) or 100 of 100 ms (half).
     """
     omega = base ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angle = torch.arange(positions, dtype=torch.float64)[:, None] * omega
@@ -75,6 +75,10 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         width, depth, heads, mlp_ratio, drop_path: as in ViT. stem: "patch" or "conv". cls_token: prepend a learned token.
         scale: one standard deviation a lead in mV, measured on training records; inputs are divided by it (default 1 mV).
         band: pass band in Hz that training signals went through; `embed` applies it to what it is given.
+
+    Raises:
+        CremaError: samples that are no whole number of patches, an unknown lead, stem or kind of token, a width that is odd or no multiple
+            of heads, or a scale that is not one positive number a lead.
     """
 
     def __init__(
@@ -148,7 +152,11 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
 
     @classmethod
     def of_size(cls, size, **options):
-        """A SiT of size "xs", "ti", "s" or "b"; options overrule."""
+        """A SiT of size "xs", "ti", "s" or "b"; options overrule.
+
+        Raises:
+            CremaError: an unknown size, or options that `SiT` refuses.
+        """
         if size not in SIZES:
             raise CremaError(f"unknown size {size!r}: known are {', '.join(SIZES)}")
         return cls(**{**SIZES[size], **options})
@@ -192,6 +200,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             float (batch, tokens, width) after the last norm (the first token is CLS where there is one); with `layers` a list of
             such tensors, each through the last norm. With tokens of one lead nothing attends to a lead that is not there, and its
             tokens come out as the mean of the others, so that the mean over tokens is that of the leads that are there.
+
+        Raises:
+            CremaError: a signal that does not fit, see `check`.
         """
         self.check(signal)
         signal = self.normalise(signal, lead_mask)
@@ -302,6 +313,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         Returns:
             float (batch, width), or (batch, 4 * width) for "layers" and (batch, 12 * width) for "moments" (fewer where the SiT has
             fewer blocks).
+
+        Raises:
+            CremaError: a readout that this SiT does not have, or a signal that does not fit, see `check`.
         """
         if readout not in self.readouts:
             raise CremaError(f"unknown readout {readout!r} for this SiT: known are {', '.join(self.readouts)}")
@@ -345,7 +359,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             exactly as `prepare` does.
 
         Raises:
-            CremaError: unknown unit, rate that is not positive, NaN, no known lead.
+            CremaError: unknown unit or readout, rate that is not positive, NaN, no known lead.
         """
         signal = np.asarray(signal, dtype=np.float32)
         signal = signal[None] if signal.ndim == 2 else signal

@@ -16,6 +16,9 @@ def random_mask(batch, patches, ratio, device="cpu"):
     Returns:
         (visible, hidden): int64 indices (batch, n_visible) and (batch, n_hidden), each row ascending; n_hidden = round(ratio * patches),
         at least one patch stays visible.
+
+    Raises:
+        CremaError: a ratio outside 0 <= ratio < 1.
     """
     if not 0 <= ratio < 1:
         raise CremaError(f"mask ratio {ratio} is outside 0 <= ratio < 1")
@@ -32,6 +35,9 @@ def block_mask(batch, patches, ratio, block, device="cpu"):
     2024, arXiv 2410.13867, have random lengths from a least one on).
 
     Args, Returns: as `random_mask`; block: patches a block.
+
+    Raises:
+        CremaError: a ratio outside 0 <= ratio < 1, or a block of less than one patch.
     """
     if not 0 <= ratio < 1 or block < 1:
         raise CremaError(f"mask ratio {ratio} and block {block}: give 0 <= ratio < 1 and blocks of at least one patch")
@@ -56,7 +62,11 @@ def shift(signal, samples=None):
 
 
 def crop(signal, samples):
-    """A random window of each record: (batch, leads, length) -> (batch, leads, samples)."""
+    """A random window of each record: (batch, leads, length) -> (batch, leads, samples).
+
+    Raises:
+        CremaError: a window of no sample, or one longer than the records.
+    """
     batch, leads, length = signal.shape
     if not 0 < samples <= length:
         raise CremaError(f"a crop of {samples} samples does not fit into {length}")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_objectives_losses import slow_cmsc, slow_info_nce, slow_uniformity, slow_vicreg
 
 from crema_lib import objectives, parallel, views
 from crema_lib.errors import CremaError
@@ -264,6 +265,61 @@ def test_st_mem_loss_against_loops_and_leads_decoded_by_themselves():
     other[:, 3 * 6 : 4 * 6] += 1  # tokens of the fourth lead
     changed = (m.decode(other, visible, 16) - predicted).view(6, 16, 12, 25).abs().amax((0, 1, 3)) > 0
     assert changed.nonzero().flatten().tolist() == [3]
+
+
+def two_views(m, records, span, firsts, ratio, block):
+    """What `pair` should draw, from the plain functions: for each view (clean, corrupted, seen leads, visible patches)."""
+    signal, drawn = records["signal"], []
+    halves = firsts[0] != firsts[1]
+    if halves:
+        signal = views.shift(signal)
+    for _ in firsts:
+        clean = views.gain(signal if halves else views.shift(signal), m.gain)
+        drawn.append((clean, views.noise(clean, m.noise, 100), views.drop_leads(records["lead_mask"], m.lead_drop)))
+    return [(*view, first + views.block_mask(len(signal), span, ratio, block)[0]) for view, first in zip(drawn, firsts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "slow"),
+    [
+        ("simclr", {"temperature": 0.3, "token_drop": 0.25}, lambda a, b: slow_info_nce(a, b, 0.3)),
+        ("vicreg", {"invariance": 3, "variance": 2, "covariance": 0.5, "token_drop": 0.25}, lambda a, b: slow_vicreg(a, b, 3, 2, 0.5)),
+        ("cmsc", {"temperature": 0.3, "token_drop": 0.25}, lambda a, b: slow_cmsc(a, b, 0.3)),
+        ("cr_mae", {"regulariser": "infonce", "temperature": 0.3}, lambda a, b: slow_info_nce(a, b, 0.3)),
+        ("cr_mae", {"regulariser": "vicreg"}, slow_vicreg),
+        ("cr_mae", {"regulariser": "uniformity"}, lambda a, b: (slow_uniformity(a) + slow_uniformity(b)) / 2),
+        ("cr_mae", {"regulariser": "cmsc", "temperature": 0.3}, lambda a, b: slow_cmsc(a, b, 0.3)),
+    ],
+    ids=["simclr", "vicreg", "cmsc", "cr_mae-infonce", "cr_mae-vicreg", "cr_mae-uniformity", "cr_mae-cmsc"],
+)
+def test_losses_of_two_views_are_those_of_their_parts(name, options, slow):
+    """The contrast of the projected mean tokens, record by record; of CR-MAE also what is drawn, patch by patch and lead by lead."""
+    if name == "cr_mae":
+        options = {"contrast_weight": 0.7, "mask_ratio": 0.5, "block": 3} | options
+    m, records = model(name, **options), batch()
+    fast = run(m, records)
+    span, firsts = (8, (0, 8)) if "cmsc" in (name, options.get("regulariser")) else (16, (0, 0))
+    torch.manual_seed(1)
+    drawn = two_views(m, records, span, firsts, options.get("mask_ratio", options.get("token_drop")), options.get("block", 1))
+    means, errors = [], []
+    for (clean, corrupted, seen, visible), first in zip(drawn, firsts, strict=True):
+        tokens = m.encoder(corrupted, seen, visible)
+        means.append(tokens.mean(dim=1))
+        if name != "cr_mae":
+            continue
+        predicted = m.decode(tokens, visible - first, span).detach()
+        for i, patch, lead in np.ndindex(6, span, 12):
+            shown = first + patch in visible[i] and seen[i, lead]
+            if records["lead_mask"][i, lead] and not shown:
+                true = clean[i, lead, 25 * (first + patch) : 25 * (first + patch + 1)] / m.encoder.scale[lead]
+                errors += (predicted[i, patch, 25 * lead : 25 * lead + 25] - true).square().tolist()
+    means = torch.cat(means)
+    projected = means if options.get("regulariser") == "uniformity" else m.projector(means)
+    expected = {"contrast": slow(*projected.detach().double().numpy().reshape(2, 6, -1))}
+    if name == "cr_mae":
+        expected["mae"] = np.mean(errors)
+    expected["loss"] = expected["contrast"] if name != "cr_mae" else expected["mae"] + 0.7 * expected["contrast"]
+    assert {key: value.item() for key, value in fast.items()} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mae", "st_mem"])

@@ -55,6 +55,9 @@ class Objective(nn.Module):
     Options become attributes and are checked by `RULES`. Saved as a folder: `config.json` and `model.safetensors` are the encoder's (so
     `SiT.from_pretrained` reads the same folder), `objective.json` and `heads.safetensors` hold the options and everything that is not
     the encoder.
+
+    Raises:
+        CremaError: an option that `RULES` does not allow, or an encoder with tokens that this objective does not take.
     """
 
     encoders: ClassVar = {"SiT": SiT}  # classes that `from_pretrained` may meet

@@ -1,16 +1,24 @@
 """CR-MAE: a masked autoencoder regularised by contrast between two masked views.
 
-    L = L_MAE + lambda * L_contrast
+    L = L_MAE + lambda L_contrast
+    L_MAE = 1 / |A| sum_{i in A} (p_i - t_i)^2
+    L_contrast = -1 / 2B sum_i log( exp(z_i . z_i' / tau) / sum_{j != i} exp(z_i . z_j / tau) )
+
+A is the set of samples asked for, of both views of all records: in hidden patches all leads that the recording has, in visible ones those
+of them that the view lost; p is what the decoder draws, t the clean view in units of each lead's `scale`. The z are the projected means
+of the visible tokens of the 2B views of a batch, normalised to length one, and i' is the other view of the record of i.
 
 The paper states (abstract of Song et al., arXiv 2407.07110) that CREMA is pretrained by a Contrastive Regularised Masked Autoencoder
 combining generative and contrastive learning on a Signal Transformer. The equations are ours, after MAE (He et al. 2022,
 arXiv 2111.06377) and InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) in the form of SimCLR (Chen et al. 2020, arXiv 2002.05709).
-Other regularisers can take the place of InfoNCE:
+InfoNCE asks the views of a record to agree and those of different records to differ. Others can take its place as L_contrast:
 
-- "vicreg": VICReg (Bardes et al. 2022), its own weights 25, 25 and 1 inside: lambda wants to be smaller by as much.
-- "uniformity": U-MAE (Zhang et al. 2022), on the means of the visible tokens of each view, without a projector; nothing asks the two
-  views to agree.
-- "cmsc": CLOCS (Kiyasseh et al. 2021), the two views being the two halves of the record; each is masked and drawn by itself.
+- "vicreg": VICReg (Bardes et al. 2022), 25 s(Z, Z') + 25 (v(Z) + v(Z')) + c(Z) + c(Z') with the terms of `vicreg`: the views agree, and
+  features keep their spread and do not repeat each other. Its weights are inside: lambda wants to be smaller by as much.
+- "uniformity": U-MAE (Zhang et al. 2022), the mean over both views of 1 / B(B - 1) sum_{i != j} (h_i . h_j)^2, h the means of the visible
+  tokens without a projector, normalised: records point in different directions; nothing asks the two views to agree.
+- "cmsc": CLOCS (Kiyasseh et al. 2021), the equation of `cmsc` on the projected means, the two views being the two halves of the record:
+  the halves find each other. Each is masked and drawn by itself.
 """
 
 import torch
@@ -47,6 +55,9 @@ class CRMAE(MaskedAutoencoder):
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
         gain: spread of the random gain. patch_norm: predict each patch after removing its mean and dividing by its deviation per lead
             (He et al. section 4.2); off by default because amplitude is diagnostic.
+
+    Raises:
+        CremaError: an unknown regulariser, or what `Objective` refuses.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """JEPA: predict what a slowly moving copy of the encoder makes of the hidden patches.
 
     L = mean smooth_L1( predictor(encoder(visible), places), layer_norm(teacher(all))[places] ),   teacher <- m teacher + (1 - m) encoder
+    smooth_L1(p, t) = d^2 / 2 where |d| < 1, else |d| - 1/2,   d = p - t
 
 after the two ECG-JEPA: Weimann & Conrad (arXiv 2410.13867; time tokens over all leads, blocks of hidden patches; their code takes the mean
 absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly to 1 over the

@@ -57,6 +57,9 @@ def masked_nce(predicted, quantised, codes, temperature):
 
     Args:
         predicted, quantised: (records, places, features), c and q. codes: int64 (records, places, groups), the codes of q.
+
+    Raises:
+        CremaError: fewer than two hidden places a record.
     """
     if predicted.shape[1] < 2:
         raise CremaError("a record with one hidden place has no distractor: raise mask_ratio, take a smaller patch or longer records")
@@ -84,7 +87,14 @@ def diversity(probabilities):
 def info_nce(a, b, temperature):
     """Symmetric InfoNCE over both views (NT-Xent, SimCLR eq. 1): a record's other view against the 2 (batch - 1) other embeddings.
 
-    a, b: (batch, features), row i of both from record i; normalised here. Returns a scalar.
+        L = -1 / 2B sum_i log( exp(z_i . z_i' / temperature) / sum_{j != i} exp(z_i . z_j / temperature) )
+
+    over the 2B rows z of a and b, normalised here; i' is the row of the same record in the other one.
+
+    a, b: (batch, features), row i of both from record i. Returns a scalar.
+
+    Raises:
+        CremaError: a and b are no two equal (records, features) of at least two records.
     """
     _check_rows(a, b)
     z = F.normalize(torch.cat([a, b]), dim=1)
@@ -103,6 +113,9 @@ def cmsc_nce(a, b, temperature):
     positives; a batch here carries no patients, so they are negatives.
 
     a, b: (batch, features), row i of both from record i; normalised here. Returns a scalar.
+
+    Raises:
+        CremaError: as `info_nce`.
     """
     _check_rows(a, b)
     similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
@@ -118,6 +131,9 @@ def vicreg(a, b, invariance=25.0, variance=25.0, covariance=1.0):
     max(0, 1 - sqrt(Var(z_j) + 0.0001)), and c(z) the sum of the squared covariances of different features over their number.
 
     a, b: (batch, features), row i of both from record i. Returns a scalar.
+
+    Raises:
+        CremaError: as `info_nce`.
     """
     _check_rows(a, b)
     n, features = a.shape
@@ -132,9 +148,14 @@ def vicreg(a, b, invariance=25.0, variance=25.0, covariance=1.0):
 
 @single_precision
 def uniformity(z):
-    """Uniformity of U-MAE (Zhang et al. 2022, arXiv 2210.08344): the mean of (z_i . z_j)^2 over pairs of different records, z normalised.
+    """Uniformity of U-MAE (Zhang et al. 2022, arXiv 2210.08344): the mean of (z_i . z_j)^2 over pairs of different records.
 
-    Between 0 and 1; 1 where all features have collapsed to one direction. z: (batch, features). Returns a scalar.
+    1 / n(n - 1) sum_{i != j} (z_i . z_j)^2, between 0 and 1; 1 where all features have collapsed to one direction.
+
+    z: (batch, features), normalised here. Returns a scalar.
+
+    Raises:
+        CremaError: z is no (records, features) of at least two records.
     """
     _check_rows(z, z)
     z = F.normalize(z, dim=1)

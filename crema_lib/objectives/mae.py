@@ -2,9 +2,10 @@
 
     L = 1 / |A| sum_{i in A} (p_i - t_i)^2
 
-over the set A of values that the encoder was not shown. He et al. hide 75 % of the patches of an image and take a deeper decoder; the mask
-ratio, the decoder and the views are those of our CR-MAE, so that the two differ in the regulariser alone. MAE encodes one view of a
-record where CR-MAE encodes two: after as many steps both have seen the same records, and CR-MAE twice as many views.
+over the set A of samples that the recording has and the encoder was not shown; p is what the decoder draws, t the clean view in units of
+each lead's `scale`. He et al. hide 75 % of the patches of an image and take a deeper decoder; the mask ratio, the decoder and the views are
+those of our CR-MAE, so that the two differ in the regulariser alone. MAE encodes one view of a record where CR-MAE encodes two: after as
+many steps both have seen the same records, and CR-MAE twice as many views.
 """
 
 from .base import given

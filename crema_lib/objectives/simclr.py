@@ -2,8 +2,9 @@
 
     L = -1 / 2B sum_i log( exp(z_i . z_i' / tau) / sum_{j != i} exp(z_i . z_j / tau) )
 
-over the 2B views z of a batch, i' the other view of the record of i. The projector has two layers as in the paper. Views and temperature
-are those of our CR-MAE (the paper's augmentations are of images), without a mask: the encoder sees whole records.
+over the projected means z of the 2B views of a batch, normalised to length one; i' is the other view of the record of i. The projector has
+two layers as in the paper. Views and temperature are those of our CR-MAE (the paper's augmentations are of images), without a mask: the
+encoder sees whole records.
 """
 
 from .base import given

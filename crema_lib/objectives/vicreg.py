@@ -1,10 +1,13 @@
 """VICReg: two augmented views agree, and no feature collapses or repeats another (Bardes et al. 2022, arXiv 2105.04906).
 
     L = l s(Z, Z') + m (v(Z) + v(Z')) + n (c(Z) + c(Z'))
+    s(Z, Z') = 1 / Bd sum_ij (z_ij - z'_ij)^2
+    v(Z) = 1 / d sum_j max(0, 1 - sqrt(Var(z_j) + 0.0001))
+    c(Z) = 1 / d sum_{j != k} Cov(z_j, z_k)^2
 
-with s the mean squared difference, v the hinge on each feature's deviation, c the squared covariances (`losses.vicreg`), and the paper's
-weights l = m = 25, n = 1. The expander has three layers as in the paper, whose layers are 8192 wide; ours are 512. Views are those of our
-CR-MAE without a mask.
+over B records i and d features j, k of the projected means, variances and covariances over the records (`losses.vicreg`), and with the
+paper's weights l = m = 25, n = 1. The expander has three layers as in the paper, whose layers are 8192 wide; ours are 512. Views are those
+of our CR-MAE without a mask.
 """
 
 from .base import given

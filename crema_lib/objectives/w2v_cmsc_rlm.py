@@ -1,15 +1,19 @@
 """W2V + CMSC + RLM: local and global contrast with random lead masking (Oh et al. 2022, PMLR 174).
 
     L = L_local + a L_diversity + L_CMSC
+    L_local = mean_t -log( exp(cos(c_t, q_t) / tau) / sum_s exp(cos(c_t, q_s) / tau) )
+    L_diversity = (G V - sum_g exp(H_g)) / (G V)
 
-The two halves of a record are two segments. Local: of each segment spans of patches are hidden, and what is predicted at a hidden place
-has to find the quantised latent of that place among those of the other hidden places (`losses.masked_nce`; wav2vec 2.0, Baevski et al.
-2020, arXiv 2006.11477). Latents z are quantised by G codebooks of V codes with a straight-through Gumbel softmax,
+The two halves of a record are two segments. Local: of each segment spans of patches are hidden, and what is predicted at a hidden place,
+c_t, has to find the quantised latent q_t of that place among those of the hidden places s of the segment (`losses.masked_nce`: one with the
+very codes of t is no distractor; wav2vec 2.0, Baevski et al. 2020, arXiv 2006.11477). Latents z are quantised by G codebooks of V codes
+with a straight-through Gumbel softmax,
 
     p_gv = softmax_v((l_gv + n) / T),  n = -log(-log u),  u uniform,
 
-l a linear map of z, and `losses.diversity` keeps the codes in use (a = 0.1). Global: the means of both segments find each other
-(`losses.cmsc_nce`, no projector). Random lead masking is the option `lead_drop`.
+l a linear map of z. The diversity keeps the codes in use (a = 0.1, `losses.diversity`): H_g is the entropy of the mean of softmax(l_g) over
+all places. Global: the means of both segments find each other (the equation of `cmsc`, no projector). Random lead masking is the option
+`lead_drop`.
 
 As in the papers or their code: temperature 0.1 of both contrasts, G = 2, V = 320, T falling from 2 to 0.5 (here over the whole run). Ours:
 the latents are what the stem makes of the patches, and hidden places are predicted by a decoder as in the other objectives here, where
