@@ -1,6 +1,7 @@
 """What every chapter does first and last: check its parameters, find its data and its predecessor's model, show tables, keep a record."""
 
 import ast
+import json
 import random
 import re
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from . import params, runs
 from .errors import CremaError
+from .objectives import CRMAE
 from .paths import data_home, home, resolve
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
@@ -174,15 +176,23 @@ def checkpoint(p):
         path = resolve(p.checkpoint)
         if not (path / "config.json").is_file():
             raise CremaError(f"parameter checkpoint: {path} holds no model (no config.json)")
-        return path
+        return _named(path)
     path = p.run_dir / "pretrain" / "model"
     if (path / "config.json").is_file():
-        return path
+        return _named(path)
     stand_ins = sorted(folder.parent for folder in (home() / "weights").glob("*/config.json"))
     if not stand_ins:
         raise CremaError(f"no pretrained model in {path}: run the chapter on pretraining first, or give the parameter checkpoint")
     print(f"No model of this profile and seed yet (chapter 03 makes it): {stand_ins[0].name} from weights/ stands in.")
     return stand_ins[0]
+
+
+def _named(folder):
+    """The folder; says so where its model was pretrained with something else than what the chapters name."""
+    told = folder / "objective.json"
+    if told.is_file() and (kind := json.loads(told.read_text())["class"]) != CRMAE.__name__:
+        print(f"The model in {folder} was pretrained with {kind}: it is meant wherever this chapter says CR-MAE.")
+    return folder
 
 
 def record(p, metrics, store, **extra):

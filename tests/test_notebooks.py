@@ -270,7 +270,12 @@ def test_the_model_of_the_chapter_before_or_what_stands_in(project, capsys):
     assert "small from weights/ stands in" in capsys.readouterr().out
     own = model(p.run_dir / "pretrain" / "model")
     assert notebook.checkpoint(p) == own
+    (own / "objective.json").write_text('{"class": "CRMAE"}')
+    assert notebook.checkpoint(p) == own
     assert capsys.readouterr().out == ""
+    (own / "objective.json").write_text('{"class": "JEPA"}')
+    assert notebook.checkpoint(p) == own
+    assert "pretrained with JEPA: it is meant wherever this chapter says CR-MAE" in capsys.readouterr().out
     p.checkpoint = "weights/small"
     assert notebook.checkpoint(p) == stand_in
     p.checkpoint = "weights/none"

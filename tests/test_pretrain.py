@@ -81,7 +81,7 @@ def test_an_objective_gets_those_parameters_that_it_has():
     assert params.SCHEMA["regulariser"].choices == tuple(REGULARISERS)
     assert unused("cr_mae") == []
     assert unused("mae") == ["contrast_weight", "regulariser", "temperature"]
-    assert unused("simclr") == ["mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser"]
+    assert unused("simclr") == ["mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "patch_norm"]
     for option in OPTIONS:
         assert any(option in objectives.options(name) for name in objectives.OBJECTIVES), option
 
