@@ -293,7 +293,8 @@ def _run_line(path, kept):
     parts += [kept["device"].replace("_", "-")] if kept["device"] else []
     if given.get("data", "simulated") != "simulated":
         count = f"{runs.read(record)['data']['records']:,} recordings of " if recorded else ""
-        parts.append(count + ", ".join(_credit(name) for name in [given["data"], *given.get("others", [])]))
+        parts.append(count + _credit(given["data"]))
+        parts += ["beside them " + ", ".join(_credit(name) for name in given["others"])] if given.get("others") else []
     links = [f"[source]({sources}/{path.as_posix()})"]
     links += [f"[record]({sources}/{record.as_posix()})"] if recorded else []
     return "```{div} run-shown\n" + " · ".join(parts + links) + "\n```"

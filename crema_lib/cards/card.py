@@ -90,7 +90,10 @@ def _training(folder, records):
         ("passes", f"{p['epochs']:g}, in batches of {p['batch_size']}: {extra['log']['step'][-1]:,} steps"),
         ("optimiser", f"AdamW, learning rate {p['lr']:g}, weight decay {p['weight_decay']:g}"),
         ("warm-up", f"{markdown.share(p['warmup'])} of the steps, then a cosine"),
-        ("time", f"{extra['minutes']:.0f} minutes, {extra['records_per_s']:.0f} recordings a second"),
+        (
+            "time",
+            f"{extra['minutes']:.0f} minutes, {extra['log']['step'][-1] * p['batch_size'] / extra['minutes'] / 60:.0f} recordings a second",
+        ),
         ("machine", run["device"]["name"]),
         ("runs", _runs(p["seed"], committed.record(records, "04_linear_probing"))),
     ]
@@ -190,7 +193,7 @@ def _changes(records):
         "at_home": markdown.number(worst["home"].iloc[0]),
         "changes": markdown.table(
             ("change", "level", "macro AUROC", "drop"),
-            [_change(row) for _, row in worst.iterrows()],
+            [_change(row, _simulated(records)) for _, row in worst.iterrows()],
         ),
         "lead_task": leads["task"].iloc[0],
         "leads": markdown.table(
@@ -202,9 +205,15 @@ def _changes(records):
     }
 
 
-def _change(row):
+def _simulated(records):
+    """The kinds of noise of which there was no recording."""
+    noises = committed.frame(records, "10_corruptions", "noises", origin="simulated")
+    return set(noises["noise"])
+
+
+def _change(row, simulated):
     return (
-        row["kind"],
+        f"{row['kind']}{' (simulated)' if row['kind'] in simulated else ''}",
         row["sample"].removeprefix(f"{row['kind']}, "),
         markdown.score(markdown.interval(row)),
         markdown.score(markdown.drop(row)),
@@ -216,7 +225,7 @@ def _failures(records):
 
     def hardest(*kinds):
         row = _worst(changed[changed["kind"].isin(kinds)])
-        return f"{row['sample']}, macro AUROC {markdown.away(row)}"
+        return f"{row['sample']}{' (simulated)' if row['kind'] in _simulated(records) else ''}, macro AUROC {markdown.away(row)}"
 
     least = 0.01
     kinds = changed.groupby("kind")["drop"].max()
