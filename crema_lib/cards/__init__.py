@@ -25,7 +25,8 @@ __all__ = ["COMMAND", "datasheet", "model_card", "pages", "read_all", "readme", 
 
 def readme(name, card, records):
     """The card as the README of its weights: front matter of the Hugging Face hub, plain references, links into the repository."""
-    scores = [(task, committed.metric(records, "04_linear_probing", "macro AUROC", task, committed.MODEL).value) for task in labels.TASKS]
+    of_these = {"model": committed.MODEL, "seed": committed.record(records, "03_pretraining")["parameters"]["seed"]}
+    own = [committed.frame(records, "04_linear_probing", "by_seed", task=task, **of_these)["value"].item() for task in labels.TASKS]
     data = {"dataset_type": "ptb-xl", "dataset_name": "PTB-XL", "dataset_split": "fold 10"}
     what = {**data, "task_type": "feature-extraction", "metric_type": "roc_auc", "metric_name": "macro AUROC of a linear probe"}
     data = ModelCardData(
@@ -34,7 +35,9 @@ def readme(name, card, records):
         pipeline_tag="feature-extraction",
         tags=["ecg", "electrocardiogram", "biosignals", "self-supervised-learning", "masked-autoencoder"],
         model_name=name,
-        eval_results=[EvalResult(**what, dataset_config=task, metric_value=round(value, 4)) for task, value in scores],
+        eval_results=[
+            EvalResult(**what, dataset_config=task, metric_value=round(value, 4)) for task, value in zip(labels.TASKS, own, strict=True)
+        ],
     )
     body = re.sub(r"\{cite:t\}`(\w+)`", lambda found: _reference(found[1]), card)
     body = re.sub(r"\[\]\((\w+)\.(ipynb|md)\)", lambda found: f"[{_title(found[1])}](../../book/{found[1]}.{found[2]})", body)

@@ -73,12 +73,19 @@ def _facts(folder, config, saved, records):
     }
 
 
-def _runs(seed, probed):
-    """Whether scores of the frozen encoder are those of these weights alone."""
-    others = len({row["seed"] for row in probed["extra"]["by_seed"]}) - 1
-    if not others:
+def _runs(seed, records):
+    """How many seeds of pretraining there are, and what the linear probe reaches over all of them."""
+    runs = len({row["seed"] for row in committed.record(records, "04_linear_probing")["extra"]["by_seed"]})
+    if runs == 1:
         return f"one, seed {seed}: what another seed would change is not known"
-    return f"{others + 1}; these weights are those of seed {seed}, and scores of linear probes are means over all"
+    over = (
+        f"{markdown.score(committed.metric(records, '04_linear_probing', 'macro AUROC', task, committed.MODEL))} on `{task}`"
+        for task in ("all", "super")
+    )
+    return (
+        f"{runs}; these weights are those of seed {seed}. Over all of them the linear probe reaches {markdown.listed(over)} "
+        "([](04_linear_probing.ipynb)); below, age and sex are means over them, and all else is of these weights"
+    )
 
 
 def _training(folder, records):
@@ -95,7 +102,7 @@ def _training(folder, records):
             f"{extra['minutes']:.0f} minutes, {extra['log']['step'][-1] * p['batch_size'] / extra['minutes'] / 60:.0f} recordings a second",
         ),
         ("machine", run["device"]["name"]),
-        ("runs", _runs(p["seed"], committed.record(records, "04_linear_probing"))),
+        ("runs", _runs(p["seed"], records)),
     ]
     explained = committed.metric(records, "03_pretraining", "variance explained", "pretraining", p["objective"])
     return {"training": markdown.table(("property", "value"), rows), "explained": markdown.share(explained.value)}
