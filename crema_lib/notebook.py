@@ -3,7 +3,6 @@
 import ast
 import json
 import random
-import re
 import sys
 import time
 import zlib
@@ -14,6 +13,7 @@ import torch
 
 from . import params, runs
 from .errors import CremaError
+from .metrics.bootstrap import Interval
 from .objectives import CRMAE
 from .paths import data_home, home, resolve
 
@@ -221,18 +221,42 @@ def record(p, metrics, store, **extra):
 def table(frame, caption, decimals=3):
     """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash.
 
-    The ends of an interval, `x_low` and `x_high`, are headed "x, low" and "x, high"; short texts are not broken, fewer where a row is long.
+    A value and the ends of its interval are one column, see `intervals`; short texts are not broken, fewer where a row is long.
     """
-    frame = frame.rename(columns=lambda name: re.sub(r"_(low|high)$", r", \1", str(name)))
+    spread = [name for name, *_ in _ends(frame)]
+    frame = intervals(frame, decimals)
     style = frame.style.hide(axis="index").format(precision=decimals, na_rep="–").set_caption(caption)
     numbers = frame.select_dtypes("number").columns
-    props = {column: "text-align: right" for column in numbers}
+    props = {column: "text-align: right" for column in numbers} | {column: "text-align: right; white-space: nowrap" for column in spread}
     longest = {column: frame[column].astype(str).str.len().max() for column in frame.columns.difference(numbers)}
-    room = 24 if sum(longest.values()) + 7 * len(numbers) <= 90 else 12  # what a page is wide, characters (ours)
-    short = [column for column, length in longest.items() if length <= room]
+    width = sum(max([longest.get(column, 6), *map(len, str(column).split())]) + 2 for column in frame)  # characters, the padding included
+    room = 24 if width <= 95 else 12  # what a page is wide, ours
+    short = [column for column, length in longest.items() if length <= room and column not in spread]
     props |= dict.fromkeys(short, "white-space: nowrap")
     style = style.set_table_styles({column: [{"selector": "th, td", "props": text}] for column, text in props.items()})
     return style.set_uuid(f"{zlib.crc32(caption.encode()):08x}")
+
+
+def intervals(frame, decimals=3):
+    """A DataFrame in which a value and the ends of its interval are one column of texts, `0.912 [0.903, 0.920]`.
+
+    The ends of a column `x` are named `x_low` and `x_high`, or `low` and `high` right behind it. A value without ends stands alone, and a
+    missing one stays missing.
+    """
+    for name, low, high in _ends(frame):
+        rows = zip(frame[name], frame[low], frame[high], strict=True)
+        texts = [
+            None if value != value else f"{Interval(value, *ends) if ends[0] == ends[0] else value:.{decimals}f}" for value, *ends in rows
+        ]
+        frame = frame.assign(**{name: texts}).drop(columns=[low, high])
+    return frame
+
+
+def _ends(frame):
+    """The columns (value, low, high) of each interval that a DataFrame holds."""
+    before = dict(zip(frame.columns[1:], frame.columns, strict=False))
+    named = [(before["low"], "low", "high")] if {"low", "high"} <= before.keys() else []
+    return named + [(name, f"{name}_low", f"{name}_high") for name in frame if {f"{name}_low", f"{name}_high"} <= before.keys()]
 
 
 def _versions(device):

@@ -284,14 +284,27 @@ def test_the_model_of_the_chapter_before_or_what_stands_in(project, capsys):
 
 
 def test_table_shows_caption_and_dashes_and_no_index():
-    frame = pd.DataFrame({"model": ["a", "b"], "AUROC": [0.87654, None], "AUROC_low": [0.8, 0.7], "remark": ["x" * 25, ""]})
+    frame = pd.DataFrame({"model": ["a", "b"], "AUROC": [0.87654, None], "remark": ["x" * 25, ""]})
     html = notebook.table(frame, "What came out").to_html()
     assert "What came out" in html
     assert "0.877" in html
     assert "–" in html
     assert "row_heading" not in html
-    assert "AUROC, low" in html and "AUROC_low" not in html
     assert re.findall(r"td\.(col\d) \{\s*white-space: nowrap", html) == ["col0"], "a short text is not broken, a long one may be"
+
+
+def test_table_shows_a_value_and_the_ends_of_its_interval_in_one_column():
+    values = {"value": [0.87654, None, -0.5], "low": [0.8, None, None], "high": [0.9, None, None]}
+    gains = {"gain": [0.01, 0.02, 0.03], "gain_low": [-0.01, 0.0, 0.01], "gain_high": [0.03, 0.04, 0.05]}
+    frame = pd.DataFrame({"model": ["a", "b", "c"], **values, "n": [1, 2, 3], **gains})
+    joined = notebook.intervals(frame, 2)
+    assert list(joined) == ["model", "value", "n", "gain"]
+    assert joined["value"].fillna("missing").tolist() == ["0.88 [0.80, 0.90]", "missing", "-0.50"], "a value without ends stands alone"
+    assert joined["gain"].tolist() == ["0.01 [-0.01, 0.03]", "0.02 [0.00, 0.04]", "0.03 [0.01, 0.05]"]
+    html = notebook.table(frame, "With intervals", 2).to_html()
+    assert "0.88 [0.80, 0.90]" in html and "–" in html and "high" not in html
+    assert re.findall(r"td\.(col\d) \{\s*text-align: right;\s*white-space: nowrap", html) == ["col1", "col3"]
+    assert notebook.intervals(frame[["model", "n"]]).equals(frame[["model", "n"]]), "nothing to join"
 
 
 def test_the_colab_cell_installs_without_touching_torch_and_numpy(tmp_path, monkeypatch):

@@ -19,14 +19,18 @@ def patient_counts(patients, n=1000, seed=0):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % bootstrap interval."""
+    """A value with its 95 % bootstrap interval; as text `0.912 [0.903, 0.920]`, and with another format as that format says."""
 
     value: float
     low: float
     high: float
 
+    def __format__(self, spec):
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
     def __str__(self):
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
 
 
 def interval(value, resamples, level=0.95, *, reflect=False):
