@@ -57,6 +57,7 @@ def setup(chapter, namespace=None, sources=None):
         CremaError: unknown name, wrong type, value out of range, or a GPU is asked for and there is none.
     """
     _short_errors()
+    _plain_sentences()
     if namespace is None:
         namespace = sys.modules["__main__"].__dict__
     declared, injected = _parameters(namespace.get("In", []) if sources is None else sources)
@@ -272,3 +273,11 @@ def _short_errors():
     IPython asks an exception for `_render_traceback_`. A handler set with `set_custom_exc` would hide the failure from papermill.
     """
     CremaError._render_traceback_ = lambda error: [f"{type(error).__name__}: {error}"]
+
+
+def _plain_sentences():
+    """Show a string that ends a cell as the sentence that it is, without quotes; within a list or a dict it keeps them."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None  # commands run without it
+    if shell is not None:
+        show = lambda text, printer, cycle: printer.text(text if len(printer.stack) == 1 else repr(text))  # noqa: E731 - the shape it asks for
+        shell.display_formatter.formatters["text/plain"].for_type(str, show)

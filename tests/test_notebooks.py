@@ -307,6 +307,21 @@ def test_table_shows_a_value_and_the_ends_of_its_interval_in_one_column():
     assert notebook.intervals(frame[["model", "n"]]).equals(frame[["model", "n"]]), "nothing to join"
 
 
+def test_a_sentence_that_ends_a_cell_is_shown_without_quotes(monkeypatch):
+    from IPython.core.formatters import DisplayFormatter
+
+    shell = types.SimpleNamespace(display_formatter=DisplayFormatter())
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    notebook._plain_sentences()
+
+    def shown(value):
+        return shell.display_formatter.format(value)[0]["text/plain"]
+
+    assert shown("Nothing was asked.") == "Nothing was asked."
+    assert shown(["I", "II"]) == "['I', 'II']"
+    assert shown({"a": "b"}) == "{'a': 'b'}"
+
+
 def test_the_colab_cell_installs_without_touching_torch_and_numpy(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
