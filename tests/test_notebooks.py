@@ -299,10 +299,10 @@ def test_table_shows_a_value_and_the_ends_of_its_interval_in_one_column():
     frame = pd.DataFrame({"model": ["a", "b", "c"], **values, "n": [1, 2, 3], **gains})
     joined = notebook.intervals(frame, 2)
     assert list(joined) == ["model", "value", "n", "gain"]
-    assert joined["value"].fillna("missing").tolist() == ["0.88 [0.80, 0.90]", "missing", "-0.50"], "a value without ends stands alone"
-    assert joined["gain"].tolist() == ["0.01 [-0.01, 0.03]", "0.02 [0.00, 0.04]", "0.03 [0.01, 0.05]"]
+    assert joined["value"].fillna("missing").tolist() == ["0.88 [0.80,\u00a00.90]", "missing", "-0.50"], "a value without ends stands alone"
+    assert joined["gain"].tolist() == ["0.01 [-0.01,\u00a00.03]", "0.02 [0.00,\u00a00.04]", "0.03 [0.01,\u00a00.05]"]
     html = notebook.table(frame, "With intervals", 2).to_html()
-    assert "0.88 [0.80, 0.90]" in html and "–" in html and "high" not in html
+    assert "0.88 [0.80,\u00a00.90]" in html and "–" in html and "high" not in html
     assert re.findall(r"td\.(col\d) \{\s*text-align: right;\s*white-space: nowrap", html) == ["col1", "col3"]
     assert notebook.intervals(frame[["model", "n"]]).equals(frame[["model", "n"]]), "nothing to join"
 

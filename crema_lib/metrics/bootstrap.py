@@ -19,7 +19,10 @@ def patient_counts(patients, n=1000, seed=0):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % bootstrap interval; as text `0.912 [0.903, 0.920]`, and with another format as that format says."""
+    """A value with its 95 % bootstrap interval; as text `0.912 [0.903, 0.920]`, and with another format as that format says.
+
+    The space between the ends does not break, so that in a narrow column of a table the bracket stays in one line.
+    """
 
     value: float
     low: float
@@ -27,7 +30,7 @@ class Interval:
 
     def __format__(self, spec):
         spec = spec or ".3f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.value:{spec}} [{self.low:{spec}},\u00a0{self.high:{spec}}]"
 
     def __str__(self):
         return format(self)
