@@ -247,7 +247,7 @@ def intervals(frame, decimals=3):
     for name, low, high in _ends(frame):
         rows = zip(frame[name], frame[low], frame[high], strict=True)
         texts = [
-            None if value != value else f"{Interval(value, *ends) if ends[0] == ends[0] else value:.{decimals}f}" for value, *ends in rows
+            None if value != value else f"{Interval(value, *ends) if ends[0] == ends[0] else value:z.{decimals}f}" for value, *ends in rows
         ]
         frame = frame.assign(**{name: texts}).drop(columns=[low, high])
     return frame

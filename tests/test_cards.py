@@ -133,7 +133,7 @@ def test_tables_and_numbers():
         markdown.table(("a", "b"), [("x", "1,000"), ("y", "-2.5 [1, 2]")])
         == "| a | b |\n| --- | ---: |\n| x | 1,000 |\n| y | -2.5 [1, 2] |"
     )
-    assert markdown.score(source.Interval(-0.0001, -0.2, 0.3)) == "0.000 [-0.200,\N{NO-BREAK SPACE}0.300]"
+    assert markdown.number(source.Interval(-0.0001, -0.2, 0.3)) == "0.000 [-0.200,\N{NO-BREAK SPACE}0.300]"
     assert [markdown.listed(words) for words in ("", "a", "abc")] == ["none", "a", "a, b and c"]
     assert markdown.FOLDS["train_folds"] == "1 to 8" and markdown.FOLDS["held_folds"] == "9 and 10"
 

@@ -79,7 +79,7 @@ def _runs(seed, records):
     if runs == 1:
         return f"one, seed {seed}: what another seed would change is not known"
     over = (
-        f"{markdown.score(committed.metric(records, '04_linear_probing', 'macro AUROC', task, committed.MODEL))} on `{task}`"
+        f"{markdown.number(committed.metric(records, '04_linear_probing', 'macro AUROC', task, committed.MODEL))} on `{task}`"
         for task in ("all", "super")
     )
     return (
@@ -124,12 +124,12 @@ def _results(records):
         committed.MODEL: "pretrained, fine-tuned",
     }
     arms |= {one: one for one in rivals}
-    rows = [(title, *(markdown.score(score(task, arm)) for task in SHOWN)) for arm, title in arms.items()]
+    rows = [(title, *(markdown.number(score(task, arm)) for task in SHOWN)) for arm, title in arms.items()]
     worth = []
     for other in (committed.TWIN, *rivals):
         gain = committed.frame(records, "05_fine_tuning", "gains", task="all", model=committed.MODEL, other=other).iloc[0]
         side = "neither above nor below" if gain["p_holm"] >= 0.05 else "above" if gain["value"] > 0 else "below"
-        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.score(markdown.interval(gain))})")
+        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.number(markdown.interval(gain))})")
     points = committed.frame(records, "06_label_efficiency", "points", task="all", model=committed.PROBE).sort_values("share").iloc[0]
     return {
         "seeds": tuning["extra"]["seeds"],
@@ -142,9 +142,9 @@ def _results(records):
         "share": markdown.share(points["share"]),
         "share_records": f"{points['records']:,.0f}",
         "share_labels": points["labels"],
-        "share_score": markdown.score(markdown.interval(points)),
-        "age_error": markdown.score(committed.metric(records, "04_linear_probing", "MAE", "age", committed.MODEL), 1),
-        "age_mean": markdown.score(committed.metric(records, "04_linear_probing", "MAE", "age", "mean age"), 1),
+        "share_score": markdown.number(markdown.interval(points)),
+        "age_error": markdown.number(committed.metric(records, "04_linear_probing", "MAE", "age", committed.MODEL), 1),
+        "age_mean": markdown.number(committed.metric(records, "04_linear_probing", "MAE", "age", "mean age"), 1),
     }
 
 
@@ -158,7 +158,7 @@ def _groups(records):
         for _, of in pd.concat(tables).groupby("sample", sort=False):
             rank, found = (of[of["metric"] == metric].iloc[0] for metric in ("auroc", "sensitivity"))
             name = rank["sample"].replace("<", "&lt;").replace("_", " ")
-            rows.append((name, f"{rank['records']:,}", markdown.away(rank), markdown.score(markdown.drop(rank)), markdown.away(found)))
+            rows.append((name, f"{rank['records']:,}", markdown.away(rank), markdown.number(markdown.drop(rank)), markdown.away(found)))
         return markdown.table(("group", "recordings", "AUROC, home → there", "drop", "sensitivity, home → there"), rows)
 
     people = committed.frame(records, "09_other_hospitals", "people", model=committed.PROBE)
@@ -172,11 +172,11 @@ def _groups(records):
         "wanted": markdown.share(committed.record(records, "09_other_hospitals")["parameters"]["sensitivity"]),
         "groups": held(people, inside),
         "worst_group": worst["sample"].replace("<", "&lt;"),
-        "worst_drop": markdown.score(markdown.drop(worst)),
+        "worst_drop": markdown.number(markdown.drop(worst)),
         "hospitals": held(committed.outside(records)),
         "worst_error": f"{markdown.away(error)} ({error['sample']})",
         "domains": markdown.listed(domains["sample"]),
-        "domain_errors": markdown.listed(markdown.score(markdown.interval(row)) for _, row in domains.iterrows()),
+        "domain_errors": markdown.listed(markdown.number(markdown.interval(row)) for _, row in domains.iterrows()),
         "domain_home": markdown.number(domains["home"].iloc[0]),
         "calibration": markdown.number(expected["ECE"]),
         "if_right": markdown.number(expected["if right"]),
@@ -193,7 +193,7 @@ def _changes(records):
         model=committed.MODEL,
         task=committed.record(records, "15_any_leads")["parameters"]["curve_tasks"][0],
     )
-    scores = {(row["trained"], row["leads"]): markdown.score(markdown.interval(row)) for _, row in leads.iterrows()}
+    scores = {(row["trained"], row["leads"]): markdown.number(markdown.interval(row)) for _, row in leads.iterrows()}
     shown = sorted(set(leads["leads"]), reverse=True)
     return {
         "shift_task": committed.record(records, "10_corruptions")["parameters"]["shift_task"],
@@ -222,8 +222,8 @@ def _change(row, simulated):
     return (
         f"{row['kind']}{' (simulated)' if row['kind'] in simulated else ''}",
         row["sample"].removeprefix(f"{row['kind']}, "),
-        markdown.score(markdown.interval(row)),
-        markdown.score(markdown.drop(row)),
+        markdown.number(markdown.interval(row)),
+        markdown.number(markdown.drop(row)),
     )
 
 
@@ -246,8 +246,8 @@ def _failures(records):
         "narrow": hardest("low-pass", "high-pass", "sampling rate", "gain"),
         "harmless": f"What costs less than {least} at every level tried: {markdown.listed(harmless)}." if harmless else "",
         "missed": f"{markdown.away(missed)} ({missed['sample']})",
-        "doubt_home": markdown.score(markdown.interval(doubt[doubt["sample"].str.startswith("home")].iloc[0])),
-        "doubt_worst": f"{markdown.score(markdown.interval(worst))} ({worst['sample']})",
+        "doubt_home": markdown.number(markdown.interval(doubt[doubt["sample"].str.startswith("home")].iloc[0])),
+        "doubt_worst": f"{markdown.number(markdown.interval(worst))} ({worst['sample']})",
     }
 
 
@@ -265,9 +265,9 @@ def _leaks(records):
         "across": markdown.listed([*found, f"{own['near duplicates', 'across sides']:,} nearly equal recordings"]),
         "named": markdown.share(best["value"]),
         "candidates": f"{committed.record(records, '15_any_leads')['extra']['counts']['candidates']:,}",
-        "sex": markdown.score(committed.metric(records, "04_linear_probing", "macro AUROC", "sex", committed.MODEL)),
+        "sex": markdown.number(committed.metric(records, "04_linear_probing", "macro AUROC", "sex", committed.MODEL)),
         "traces": markdown.listed(
-            f"{row['task']} ({markdown.score(markdown.interval(row))})" for _, row in traces.iterrows() if row["task"] != "superclass"
+            f"{row['task']} ({markdown.number(markdown.interval(row))})" for _, row in traces.iterrows() if row["task"] != "superclass"
         ),
     }
 
@@ -278,7 +278,7 @@ def _costs(folder, records):
 
     def differences(kind, task):
         for part in ("valid", "test"):
-            yield markdown.score(
+            yield markdown.number(
                 committed.metric(records, "precision", f"macro AUROC, fold {markdown.folds(part)}", task, f"{kind} - float32"), 5
             )
 

@@ -18,13 +18,8 @@ def table(header, rows):
 
 
 def number(value, digits=3):
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-def score(value, digits=3):
-    """An `Interval` as "value [low, high]", with a space in the brackets where no line breaks."""
-    return f"{number(value.value, digits)} [{number(value.low, digits)},\N{NO-BREAK SPACE}{number(value.high, digits)}]"
+    """A number, or an `Interval` with its ends; what is rounded to zero has no sign."""
+    return f"{value:z.{digits}f}"
 
 
 def share(value):
@@ -41,7 +36,7 @@ def drop(row):
 
 def away(row):
     """ "home → there [low, high]" of a row that is held against home."""
-    return f"{number(row['home'])}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{score(interval(row))}"
+    return f"{number(row['home'])}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{interval(row)}"
 
 
 def listed(words):

@@ -29,7 +29,7 @@ class Interval:
     high: float
 
     def __format__(self, spec):
-        spec = spec or ".3f"
+        spec = spec or "z.3f"  # z: what is rounded to zero has no sign
         return f"{self.value:{spec}} [{self.low:{spec}},\u00a0{self.high:{spec}}]"
 
     def __str__(self):
