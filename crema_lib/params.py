@@ -53,6 +53,7 @@ SCHEMA = {
         Parameter("stem", str, "how samples become tokens", choices=("patch", "conv")),
         Parameter("objective", str, "pretraining objective", choices=OBJECTIVES),
         Parameter("objectives", list, "pretraining objectives to compare", choices=OBJECTIVES),
+        Parameter("once", list, "those of the objectives that get a single run", choices=OBJECTIVES, empty=True),
         Parameter("objective_records", int, "recordings to simulate for that comparison, 0 for all of a prepared set", 0, 10_000_000),
         Parameter("objective_epochs", int, "passes over the training records of each objective that is compared", 1, 100_000),
         Parameter("ablations", list, "changes to CR-MAE, each NAME=VALUE, several at once joined by +", empty=True),

@@ -40,6 +40,14 @@ def test_differences_have_their_line_at_zero():
         assert [line.get_xdata()[0] for line in ax.lines if line.get_gid() == "twin"] == [0]
 
 
+def test_single_runs_are_small_dots_below_their_mean():
+    runs = pd.DataFrame([("b", "two", 0.28), ("b", "two", 0.32), ("b", "one", 0.1)], columns=["score", "model", "value"])
+    first, second = plots.score_panels(scores(), runs=runs).axes[:2]
+    (dots,) = (drawn for drawn in second.collections if drawn.get_gid() == "runs")
+    np.testing.assert_allclose(dots.get_offsets(), [[0.28, 1.3], [0.32, 1.3], [0.1, 0.3]])
+    assert not len(next(drawn for drawn in first.collections if drawn.get_gid() == "runs").get_offsets())
+
+
 def test_a_score_twice_is_refused():
     with pytest.raises(CremaError, match="more than one row for a score and a model"):
         plots.score_panels(pd.concat([scores(), scores().head(1)]))

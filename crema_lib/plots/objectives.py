@@ -7,11 +7,12 @@ from .scores import MARKERS
 from .style import BLUE, GREY, OKABE_ITO, VERMILLION, new_figure, require_columns
 
 
-def score_panels(table, *, twin=None, mark=None, zero=False, columns=4):
+def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=4):
     """Several scores of many models: a panel a score, a row a model, a dot with its 95 % interval.
 
     Args:
         table: columns score, model, value, low, high, one row per score and model, both in the order to draw.
+        runs: columns score, model, value, the single runs that the values are means of, drawn as small dots below them.
         twin: model whose value is drawn through each panel as a dashed line, the one to beat. mark: model in another colour.
         zero: a dashed line at zero, for differences. columns: panels side by side.
     """
@@ -30,6 +31,9 @@ def score_panels(table, *, twin=None, mark=None, zero=False, columns=4):
         colours = [VERMILLION if model == mark else BLUE for model in models]
         ax.hlines(y, panel["low"], panel["high"], color=colours, lw=1.4)
         ax.scatter(panel["value"], y, color=colours, s=16, zorder=2)
+        if runs is not None:
+            some = runs[runs["score"] == score]
+            ax.scatter(some["value"], [models.index(model) + 0.3 for model in some["model"]], color=GREY, s=3, gid="runs")
         if zero or twin is not None:
             ax.axvline(0 if zero else panel.loc[twin, "value"], color=GREY, lw=1, ls="--", zorder=1, gid="twin")
         ax.set_title(score, fontsize=9)
