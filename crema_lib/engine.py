@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from . import checkpoints, parallel, sharding
+from .allocation import keep_freed
 from .batches import Batches
 from .errors import CremaError, Stopped
 from .precision import attention, matmul_precision
@@ -289,6 +290,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     accelerator = accelerator_for(training)
     if training.precision == "fp16" and accelerator.device.type == "cpu":
         warnings.warn("fp16 is for a GPU: on a CPU this run computes in single precision; bf16 may be faster here", stacklevel=2)
+    if accelerator.device.type == "cpu":
+        keep_freed()
     rank, world = accelerator.process_index, accelerator.num_processes
     set_seed(training.seed)  # the same in every process, see `parallel`
     leads = [list(store.meta["leads"]).index(lead) for lead in module.encoder.leads]

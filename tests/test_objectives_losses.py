@@ -87,9 +87,9 @@ def test_uniformity_against_loops():
 
 
 def test_masked_loss_against_loops():
-    p, t, w = 2 * RNG.normal(size=(3, 4, 6)), RNG.normal(size=(3, 4, 6)), RNG.integers(0, 2, (3, 4, 6)).astype(float)
-    total = sum(w[i] * (p[i] - t[i]) ** 2 for i in np.ndindex(3, 4, 6))
-    assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / w.sum())
+    p, t, w = 2 * RNG.normal(size=(3, 4, 6)), RNG.normal(size=(3, 4, 6)), RNG.integers(0, 2, (3, 4, 2)).astype(float)
+    total = sum(w[i, j, k // 3] * (p[i, j, k] - t[i, j, k]) ** 2 for i, j, k in np.ndindex(3, 4, 6))
+    assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / (3 * w.sum()))
     assert masked_loss(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3)).item() == 0, "nothing asked, nothing owed"
 
 

@@ -61,14 +61,13 @@ class MaskedAutoencoder(Masked):
         return lead_mask[:, None] & ~(shown[..., None] & seen[:, None])
 
     def target(self, clean, lead_mask, seen, visible):
-        """Values to predict, (batch, patches, leads * patch), and their weights, see `asked`."""
+        """Values to predict, (batch, patches, leads * patch), and what `asked` asks for, as weights (batch, patches, leads)."""
         encoder = self.encoder
         target = encoder.patchify(encoder.normalise(clean, lead_mask))
         if self.patch_norm:
             mean, deviation = self._level(target)
             target = ((self._by_lead(target) - mean) / deviation).flatten(2)
-        asked = self.asked(lead_mask, seen, visible, target.shape[1])
-        return target, asked.repeat_interleave(encoder.patch, dim=2).to(target.dtype)
+        return target, self.asked(lead_mask, seen, visible, target.shape[1]).to(target.dtype)
 
     def drawing_loss(self, tokens, clean, lead_mask, seen, visible):
         """`masked_loss` of what the decoder draws from the tokens of a view."""

@@ -31,12 +31,15 @@ def _check_rows(a, b):
 
 @single_precision
 def masked_loss(predicted, target, asked):
-    """Mean squared error over the values asked for: L_MAE = sum(w (p - t)^2) / sum(w), w = 1 where asked, else 0. Shapes are equal.
+    """Mean squared error over what is asked for: L_MAE = sum(w (p - t)^2) / sum(w), w = 1 where asked, else 0.
+
+    predicted, target: (..., groups * n). asked: (..., groups), 1 or 0 for the n values of a group together.
 
     Squared, as in He et al.: an absolute error is best met by a median, and the median of a hidden patch is a flat line as long as the
     time of the next QRS complex is uncertain.
     """
-    return ((predicted - target).square() * asked).sum() / parallel.mean_over_processes(asked.sum()).clamp(min=1)
+    error = F.mse_loss(predicted, target, reduction="none").unflatten(-1, (asked.shape[-1], -1)).mean(-1)
+    return (error * asked).sum() / parallel.mean_over_processes(asked.sum()).clamp(min=1)
 
 
 @single_precision
