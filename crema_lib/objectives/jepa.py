@@ -5,11 +5,11 @@
 
 after the two ECG-JEPA: Weimann & Conrad (arXiv 2410.13867; time tokens over all leads, blocks of hidden patches; their code takes the mean
 absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly to 1 over the
-run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243), from 0.99 and not from their 0.996: of its random start the teacher keeps the product
-of all m, about exp(-steps (1 - m) / 2), which their 0.996 makes nothing in 100,000 steps, and 11 % in the thousand steps of a short run here
-(0.4 % from 0.99). The teacher sees the whole clean view with all leads of the recording, the encoder
-the visible patches of the corrupted one (their code alters neither). The code of Weimann & Conrad hides 75 to 85 % in blocks of at least
-ten patches, with a predictor of half the encoder's width and all its depth; ours is shallower.
+run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243), but from 0.99 and not from their 0.996: the teacher keeps about
+exp(-steps (1 - m) / 2) of its random start, nothing in their 100,000 steps, but 11 % in the thousand steps of our comparison (0.4 % from
+0.99). The teacher sees the whole clean view with all leads of the recording, the encoder the visible patches of the corrupted one (their
+code alters neither). The code of Weimann & Conrad hides 75 to 85 % in blocks of at least ten patches, with a predictor of half the
+encoder's width and all its depth; ours is shallower.
 """
 
 import copy
