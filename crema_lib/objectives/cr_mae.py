@@ -16,7 +16,8 @@ InfoNCE asks the views of a record to agree and those of different records to di
 - "vicreg": VICReg (Bardes et al. 2022), 25 s(Z, Z') + 25 (v(Z) + v(Z')) + c(Z) + c(Z') with the terms of `vicreg`: the views agree, and
   features keep their spread and do not repeat each other. Its weights are inside: lambda wants to be smaller by as much.
 - "uniformity": U-MAE (Zhang et al. 2022), the mean over both views of 1 / B(B - 1) sum_{i != j} (h_i . h_j)^2, h the means of the visible
-  tokens without a projector, normalised: records point in different directions; nothing asks the two views to agree.
+  tokens without a projector, normalised: records point in different directions; nothing asks the two views to agree. Their code gives
+  it a weight of 0.01, and takes the CLS token unless it is told to take the mean.
 - "cmsc": CLOCS (Kiyasseh et al. 2021), the equation of `cmsc` on the projected means, the two views being the two halves of the record:
   the halves find each other. Each is masked and drawn by itself.
 """

@@ -76,7 +76,7 @@ def masked_nce(predicted, quantised, codes, temperature):
 
 @single_precision
 def diversity(probabilities):
-    """How much of the codebooks lies idle (wav2vec 2.0): (G V - sum_g exp(H(p_g))) / (G V), with p the mean over all places.
+    """How much of the codebooks lies idle (wav2vec 2.0): (G V - sum_g exp(H(p_g))) / (G V), with p the mean over the places given.
 
     The paper's eq. 4 maximises the entropies H(p_g) themselves; their exponentials are what its code does. 0 where all codes are used
     equally often. probabilities: (places, groups, codes), of this process; the mean is over all processes.

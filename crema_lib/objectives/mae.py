@@ -4,8 +4,8 @@
 
 over the set A of samples that the recording has and the encoder was not shown; p is what the decoder draws, t the clean view in units of
 each lead's `scale`. He et al. hide 75 % of the patches of an image and take a deeper decoder; the mask ratio, the decoder and the views are
-those of our CR-MAE, so that the two differ in the regulariser alone. MAE encodes one view of a record where CR-MAE encodes two: after as
-many steps both have seen the same records, and CR-MAE twice as many views.
+those of our CR-MAE. The two differ in the regulariser, and in that MAE encodes one view of a record where CR-MAE encodes two: after as many
+steps both have seen the same records, and CR-MAE twice as many views. CR-MAE with `contrast_weight` 0 is MAE with two views.
 """
 
 from .base import given
