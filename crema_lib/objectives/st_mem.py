@@ -6,9 +6,8 @@ over the samples A of the hidden patches of the leads that the view has, p drawn
 lead codes say which (`SiT` with tokens="lead"). Every lead has its own random mask of the same size, the encoder sees the visible tokens of
 all leads at once, and the decoder draws each lead from the tokens of that lead alone, so that what other leads tell has to be in them. The
 authors' code hides 75 %, its decoder has width 256 and depth 4, it draws each patch without its own level and size (our `patch_norm`), and
-separators mark the ends of a lead; mask ratio, decoder, patches, targets and views here are those of our CR-MAE, and the separators are left
-out. It takes longer a record than the others: there are as many tokens as
-patches times leads.
+separators mark the ends of a lead; mask ratio, decoder, patches, targets and views here are those of our CR-MAE, and the separators are
+left out. It takes longer a record than the others: there are as many tokens as patches times leads.
 """
 
 import torch

@@ -12,8 +12,8 @@ with a straight-through Gumbel softmax,
     p_gv = softmax_v((l_gv + n) / T),  n = -log(-log u),  u uniform,
 
 l a linear map of z. The diversity keeps the codes in use (a = 0.1, `losses.diversity`): H_g is the entropy of the mean of softmax(l_g) over
-all hidden places of both segments. Global: the means of both segments find each other (the equation of `cmsc`, no projector). Random lead masking is the option
-`lead_drop`.
+all hidden places of both segments. Global: the means of both segments find each other (the equation of `cmsc`, no projector). Random lead
+masking is the option `lead_drop`.
 
 As in the papers or their code: temperature 0.1 of both contrasts, G = 2, V = 320, T falling from 2 to 0.5 (here over the whole run). Ours:
 the latents are what the stem makes of the patches, and hidden places are predicted by a decoder as in the other objectives here, where
