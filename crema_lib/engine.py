@@ -38,7 +38,7 @@ from .batches import Batches
 from .errors import CremaError, Stopped
 from .precision import attention, matmul_precision
 
-EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every")  # may change when a run goes on
+EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every", "checkpoint_seconds")  # may change
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Training:
     epochs: float = 20
     batch_size: int = 128  # records an update, of all processes and parts together
     accumulate: int = 1  # parts that a batch is computed in, one after another, where the device cannot hold it whole
-    recompute: bool = False  # compute the blocks' activations a second time in the backward pass: less memory, about a third more time
+    recompute: bool = False  # compute the blocks' activations a second time in the backward pass: less memory, more time
     shard: bool = False  # each of several processes holds its share of weights, gradients and optimiser states: less memory, more traffic
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -66,6 +66,7 @@ class Training:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+    checkpoint_seconds: float = 60.0  # without a checkpoint: the next step that is logged is saved, however few steps it has been
 
     def __post_init__(self):
         for wrong, why in (
@@ -73,6 +74,7 @@ class Training:
             (self.accumulate < 1, f"accumulate {self.accumulate} is below 1"),
             (not 0 <= self.lr < math.inf, f"lr {self.lr} is no learning rate"),
             (min(self.log_every, self.checkpoint_every) < 1, "log_every and checkpoint_every must be at least 1"),
+            (not self.checkpoint_seconds >= 0, "checkpoint_seconds must not be negative"),
             (self.precision not in ("no", "bf16", "fp16"), f"unknown precision {self.precision!r}: known are no, bf16, fp16"),
             (self.shard and self.precision == "fp16", "shard does not go with fp16: take bf16, or leave shard off"),
             (self.matmul not in ("highest", "high", "medium"), f"unknown matmul {self.matmul!r}: known are highest, high, medium"),
@@ -124,7 +126,7 @@ def accelerator_for(training):
     AcceleratorState._reset_state(reset_partial_state=world == 1)
     accelerator = Accelerator(
         mixed_precision=training.precision,
-        cpu=training.device == "cpu" or (world > 1 and not torch.cuda.is_available()),
+        cpu=training.device == "cpu" or not torch.cuda.is_available(),  # Apple's GPU keeps no generator here, so it could not go on
     )
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         kind = accelerator.distributed_type.value
@@ -224,12 +226,12 @@ def gradients(accelerator, model, forward, batch, parts):
     return total
 
 
-def read(accelerator, recent, asked):
-    """Losses of the last steps as numbers, averaged over processes, and whether a process was asked to stop: here the host waits."""
-    flag = torch.tensor(float(bool(asked)), device=accelerator.device)
-    table = torch.stack([torch.stack([*(value.float() for value in losses.values()), flag]) for losses in recent])
+def read(accelerator, recent, *flags):
+    """Losses of the last steps as numbers, averaged over processes, and of each flag whether a process has it: here the host waits."""
+    raised = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
+    table = torch.stack([torch.cat([torch.stack([value.float() for value in losses.values()]), raised]) for losses in recent])
     rows = accelerator.reduce(table, "mean").tolist()
-    return [dict(zip(recent[0], row, strict=False)) for row in rows], rows[-1][-1] > 0
+    return [dict(zip(recent[0], row, strict=False)) for row in rows], *(value > 0 for value in rows[-1][-len(flags) :])
 
 
 def check_finite(losses, step, batches, out):
@@ -318,6 +320,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
         stack.enter_context(bar)
         began, since, recent = time.perf_counter() - (entries[-1]["seconds"] if entries else 0), (time.perf_counter(), step), []
+        saved = time.perf_counter()
         while step < steps:
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * cosine(step, steps, training.warmup)
@@ -337,7 +340,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
             log_now, save_now = (step % every == 0 or step == steps for every in (training.log_every, training.checkpoint_every))
             if not (log_now or save_now or (asked and world == 1)):
                 continue
-            values, stop = read(accelerator, recent, asked)
+            values, stop, due = read(accelerator, recent, asked, time.perf_counter() - saved > training.checkpoint_seconds)
             check_finite(values, step, batches, out)
             losses, recent = losses + values, []
             if log_now:
@@ -355,10 +358,11 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
                 losses, notes, since = [], {}, (now, step)
                 entries.append(entry)
                 parallel.by_main(write_log, out, [entry], "a")
-            if save_now or stop:
+            if save_now or stop or due:
                 progress_made = {"step": step, "log": entries, "losses": losses, "notes": notes, "identity": identity, "store": store.stamp}
                 state = snapshot(accelerator, trained, optimiser, companion, progress_made)
                 parallel.by_main(write_checkpoint, out, store, state)
+                saved = time.perf_counter()
             if stop:
                 break
     if trained is not module:

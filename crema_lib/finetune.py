@@ -234,6 +234,8 @@ class EarlyChoice:
                 mean.copy_(now)
         if step * self.times // steps == (step - 1) * self.times // steps:
             return None
+        if not all(mean.isfinite().all() for mean in self.average.state_dict().values() if mean.is_floating_point()):
+            return None  # a loss was not finite before: the loop names its batch when it next reads the losses
         values = self.score(self.average)
         value = float(np.mean(list(values.values())))
         if not np.isfinite(value):

@@ -206,11 +206,25 @@ def test_recompute_in_half_precision(store, tmp_path):
     assert torch.equal(once, twice)
 
 
-@pytest.mark.parametrize("options", [{"checkpoint_every": 1, "log_every": 1}, {"checkpoint_every": 1000}, {"recompute": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpoint_every": 1, "log_every": 1},
+        {"checkpoint_every": 1000},
+        {"checkpoint_every": 1000, "checkpoint_seconds": 0},
+        {"recompute": True},
+    ],
+)
 def test_how_it_is_executed_changes_nothing(store, tmp_path, whole, options):
     found, log = run(store, tmp_path, **options)
     assert torch.equal(found, whole[0])
     assert log["step"].iloc[-1] == 10
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0, ["00000009", "00000010"]), (1000, ["00000010"])])
+def test_a_slow_run_is_saved_as_often_as_it_was_asked_to(store, tmp_path, seconds, saved):
+    run(store, tmp_path, checkpoint_every=1000, checkpoint_seconds=seconds)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == saved
 
 
 def test_recompute_runs_blocks_twice_and_leaves_them_as_they_were(store, tmp_path):

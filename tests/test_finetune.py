@@ -183,6 +183,13 @@ def test_nothing_to_choose_by():
         choice(1, 1)
 
 
+def test_weights_that_are_not_finite_are_not_scored_so_that_the_loop_can_say_where_they_went_wrong():
+    module = torch.nn.Linear(1, 1)
+    choice = EarlyChoice(module, lambda averaged: pytest.fail("scored"), times=1)
+    module.bias.data.fill_(float("nan"))
+    assert choice(1, 1) is None
+
+
 def test_reached_is_what_scikit_learn_says():
     rng = np.random.default_rng(0)
     targets = np.column_stack([rng.integers(0, 2, (40, 2)), rng.normal(60, 10, 40)]).astype(float)
