@@ -23,9 +23,17 @@ def power(device):
     return known[0]
 
 
+def seconds(record):
+    """Time that stands behind a record, s: its run's, or that of its trainings by their own logs where that is more. A chapter that finds
+    trained networks takes seconds itself."""
+    kept = record.get("extra", {})
+    logged = [60 * kept.get("minutes", 0), *(curve["seconds"][-1] for curve in kept.get("curves", {}).values())]
+    return max(record["wall_seconds"], sum(logged) + sum(run["seconds"] for run in kept.get("trained", ())))
+
+
 def energy(record):
     """Electricity that the computer of a run took, kWh: hours x watts x `OVERHEAD`.
 
     All cores are taken to be busy, and memory is left out. Raises as `power` does.
     """
-    return record["wall_seconds"] / 3600 * power(record["device"]) / 1000 * OVERHEAD
+    return seconds(record) / 3600 * power(record["device"]) / 1000 * OVERHEAD

@@ -15,6 +15,7 @@ from . import committed, markdown
 
 RIVALS = {"xresnet1d101": "a convolutional network", "features + boosting": "boosting on features made by hand"}  # trained on labels alone
 SHOWN = ("all", "super", "form", "rhythm")  # tasks on the card
+LOG = "results/ptbxl/search.csv"
 
 
 def model_card(name, records):
@@ -47,6 +48,8 @@ def _facts(folder, config, saved, records):
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files) / 1e6
     last, at = min(4, config["depth"]), repository()
+    log = search.read_log(LOG)
+    trained = log[log["note"] == "published"]  # the chapter's record may be of a later run, which found the training done
     rows = [
         ("what", f"Signal Transformer, an encoder of {len(config['leads'])}-lead ECGs, with the heads of its pretraining"),
         ("size", f"width {config['width']}, {config['depth']} blocks, {config['heads']} heads, {parameters:,} parameters in the encoder"),
@@ -60,7 +63,7 @@ def _facts(folder, config, saved, records):
         ),
         ("objective", TITLES[run["parameters"]["objective"]]),
         ("options", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in saved["options"].items())),
-        ("made", f"{run['time_utc'][:10]}, commit `{(run['code']['commit'] or 'unknown')[:7]}`, torch {run['versions']['torch']}"),
+        ("made", f"with the code of commit `{trained['commit'].iloc[-1][:7]}` and torch {run['versions']['torch']}"),
         ("licence", "MIT; the recordings have their own, see [](datasheet.md)"),
         ("to cite", f"[CITATION.cff]({at['url']}/blob/{at['branch']}/CITATION.cff)"),
         ("questions", f"[issues of the repository]({at['url']}/issues)"),
@@ -284,23 +287,20 @@ def _costs(folder, records):
 
     tasks = dict.fromkeys(metric["task"] for metric in half["metrics"])
     rows = [(kind, f"`{task}`", *differences(kind, task), f"{moved[kind]:.5f}") for kind in moved for task in tasks]
-    # a chapter that found its run finished took seconds: what the training itself took stands in its log
-    run = run | {"wall_seconds": max(run["wall_seconds"], 60 * run["extra"]["minutes"])}
-    every, device = [*(record for name, record in records.items() if name != run["chapter"]), run], run["device"]
-    kwh = [carbon.energy(record) for record in every]
+    device, kwh = run["device"], [carbon.energy(record) for record in records.values()]
     return {
         "half_readout": half["parameters"]["readout"],
         "choice": f"Fold {markdown.FOLDS['valid_fold']} chose {chosen}{'' if dtype == chosen else f', but the files hold {dtype}'}.",
         "precision": markdown.table(
             ("matrices", "task", f"fold {markdown.FOLDS['valid_fold']}", f"fold {markdown.FOLDS['test_fold']}", "features move by"), rows
         ),
-        "minutes": f"{run['wall_seconds'] / 60:,.0f}",
+        "minutes": f"{carbon.seconds(run) / 60:,.0f}",
         "machine": f"{device['cpus']} cores" if device["type"] == "cpu" else device["name"],
         "watts": f"{carbon.CORE_WATTS:g} W a core" if device["type"] == "cpu" else f"{carbon.power(device):g} W",
         "kwh": f"{carbon.energy(run):.2f}",
         "grams": f"{carbon.energy(run) * carbon.INTENSITY:,.0f}",
-        "all_hours": f"{sum(record['wall_seconds'] for record in every) / 3600:.1f}",
-        "search_hours": f"{search.read_log('results/ptbxl/search.csv')['minutes'].sum() / 60:.1f}",
+        "all_hours": f"{sum(map(carbon.seconds, records.values())) / 3600:.1f}",
+        "search_hours": f"{search.read_log(LOG)['minutes'].sum() / 60:.1f}",
         "all_kwh": f"{sum(kwh):.2f}",
         "all_grams": f"{sum(kwh) * carbon.INTENSITY:,.0f}",
         "overhead": f"{carbon.OVERHEAD:g}",

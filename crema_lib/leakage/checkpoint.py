@@ -7,6 +7,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .. import weights
 from ..errors import CremaError
 from .duplicates import digests
 
@@ -39,11 +40,12 @@ def what_was_seen(folder):
     """(bool (bits,), dict of texts): the Bloom filter of a model's folder with its `items`, `positions`, `rate`, `fs`, `data_sha256`, ...
 
     Raises:
-        CremaError: the folder has none, or it is damaged.
+        CremaError: the folder has none, or it is damaged or was exchanged.
     """
     path = Path(folder) / SEEN
     if not path.is_file():
         raise CremaError(f"{folder} does not say what it was trained on (no {SEEN}): pretrain again, or write it with leakage.remember")
+    weights.verify(folder, [SEEN])
     try:
         with safe_open(path, framework="numpy") as file:
             bits, kept = np.unpackbits(file.get_tensor("bits")).astype(bool), dict(file.metadata() or {})
