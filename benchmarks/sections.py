@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder, self.rows, self.peak = options, Path(folder), [], None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        self.precision = options.precision or ("bf16" if cost.faster_in_half(self.device) else "no")
+        self.precision = options.precision or cost.fast_precision(self.device)
         self.records = options.records or (8192 if self.device == "cuda" else 512)
 
     def batch(self, size):
@@ -113,11 +113,12 @@ def compare(bench):
 
 
 def halves(bench):
-    """This loop in bf16 beside the same one in single precision, in turns, for each size."""
+    """This loop in half precision beside the same one in single precision, in turns, for each size."""
+    half = bench.precision if bench.precision != "no" else "bf16"
     for size in bench.options.sizes:
-        loops = {precision: functools.partial(bench.ours, size, precision=precision) for precision in ("no", "bf16")}
+        loops = {precision: functools.partial(bench.ours, size, precision=precision) for precision in ("no", half)}
         seconds = cost.in_turns(loops, bench.options.rounds)
-        bench.add("times the speed of: single precision", "bf16", size, cost.speed_ratio(seconds, "bf16", "no"), bench.options.rounds)
+        bench.add("times the speed of: single precision", half, size, cost.speed_ratio(seconds, half, "no"), bench.options.rounds)
 
 
 def compiled(bench):
@@ -181,8 +182,10 @@ def networks(bench):
     o = bench.options
     for fs, size in itertools.product(o.rates, o.sizes):
         store, batch = bench.store(fs), bench.batch(size)
-        encoder, some = SiT.of_size(size, fs=fs, patch=PATCH[fs]).to(bench.device), range(min(len(store), 2 * batch))
-        embed = functools.partial(embed_store, encoder, store, some, device=bench.device)
+        at_once = batch if bench.device == "cuda" else 32  # several batches for each thread, else cores would wait
+        some = range(min(len(store), 4 * at_once * torch.get_num_threads()))
+        encoder = SiT.of_size(size, fs=fs, patch=PATCH[fs]).to(bench.device)
+        embed = functools.partial(embed_store, encoder, store, some, batch_size=at_once, device=bench.device)
         rates = [len(some) / cost.timed(embed, bench.device) for _ in range(o.rounds)]
         bench.add("ECG/s", f"embedding, {fs} Hz", size, median_of(rates), o.rounds)
         model = finetune.Classifier(encoder, columns={"all": [str(i) for i in range(71)]}).to(bench.device)
@@ -289,15 +292,16 @@ def main(argv=None):
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, folder)
-        with matmul_precision(Training.matmul):  # as in training: the peak, the bound and the reference have it too
-            for name in options.sections or SECTIONS:
-                SECTIONS[name](bench)
         store = bench.store()
         name = runs.device_name(bench.device).lower().replace(" ", "-") if bench.device == "cuda" else "cpu"
-        return runs.write(
-            options.out or home() / "results" / "benchmarks" / f"{name}.json",
-            chapter="benchmarks", parameters=vars(options), metrics=bench.rows,
-            wall_seconds=time.perf_counter() - began, device=bench.device,
-            data={"name": "simulated", "records": len(store), "sha256": store.meta["sha256"]},
-            extra={"threads": torch.get_num_threads(), "precision": bench.precision},
-        )  # fmt: skip
+        for section in options.sections or SECTIONS:
+            with matmul_precision(Training.matmul):  # as in training: the bound and the reference have it too
+                SECTIONS[section](bench)
+            record = runs.write(  # after each section, so that one that fails leaves what was measured before it
+                options.out or home() / "results" / "benchmarks" / f"{name}.json",
+                chapter="benchmarks", parameters=vars(options), metrics=bench.rows,
+                wall_seconds=time.perf_counter() - began, device=bench.device,
+                data={"name": "simulated", "records": len(store), "sha256": store.meta["sha256"]},
+                extra={"threads": torch.get_num_threads(), "precision": bench.precision},
+            )  # fmt: skip
+    return record

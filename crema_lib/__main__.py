@@ -220,7 +220,7 @@ def _embed_command(commands):
 def _embed(args):
     from pathlib import Path
 
-    from .cost import faster_in_half
+    from .cost import fast_precision
     from .embeddings import embed_files
     from .paths import home
     from .sit import SiT
@@ -231,7 +231,7 @@ def _embed(args):
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
     folder = found[0]
     options = _given(args, "readout", "precision", "unit", "rate", "device")
-    options.setdefault("precision", "bf16" if faster_in_half(options.get("device", "cpu")) else "no")
+    options.setdefault("precision", fast_precision(options.get("device", "cpu")))
     features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")

@@ -14,8 +14,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from .engine import fit
+from .engine import Training, fit
 from .errors import CremaError
+from .precision import matmul_precision
 
 # A kernel belongs to the first kind with a word in its name. Inductor's fused kernels carry the names of what they fuse.
 KINDS = {
@@ -51,26 +52,34 @@ def timed(run, device="cpu"):
 
 
 def matmul_peak(device="cpu", dtype=torch.float32, sizes=(1024, 2048, 4096, 8192), repeats=5, budget=20.0):
-    """Fastest rate of a product of two square matrices that this machine shows, operations/s: best of several sizes and repeats.
+    """Fastest rate of a product of two square matrices that this machine shows, operations/s: best of several sizes and repeats, float32
+    on a GPU as training has it (`Training.matmul`).
 
     Args:
         sizes: of the matrices, rising; those for which a single product would take over a second are left out. budget: s in all.
     """
     best, began = 0.0, time.perf_counter()
-    for n in sizes:
-        if (best and 2 * n**3 / best > 1) or time.perf_counter() - began > budget:
-            break
-        a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
-        product = functools.partial(torch.matmul, a, b, out=torch.empty_like(a))
-        product()
-        best = max(best, 2 * n**3 / min(timed(product, device) for _ in range(repeats)))
+    with matmul_precision(Training.matmul):
+        for n in sizes:
+            if (best and 2 * n**3 / best > 1) or time.perf_counter() - began > budget:
+                break
+            a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+            product = functools.partial(torch.matmul, a, b, out=torch.empty_like(a))
+            product()
+            best = max(best, 2 * n**3 / min(timed(product, device) for _ in range(repeats)))
     return best
 
 
-def faster_in_half(device="cpu"):
-    """Whether matrix products take less than two thirds of the time in bf16 that they take in single precision: a matter of the chip."""
-    half, single = (matmul_peak(device, dtype, sizes=(1024,), repeats=20) for dtype in (torch.bfloat16, torch.float32))
-    return half > 1.5 * single
+def fast_precision(device="cpu"):
+    """The first of "bf16" and, on a GPU, "fp16" in which matrix products take less than two thirds of the time of single precision, else
+    "no": a matter of the chip."""
+
+    def rate(dtype):
+        return matmul_peak(device, dtype, sizes=(1024,), repeats=20)
+
+    kinds = {"bf16": torch.bfloat16} | ({"fp16": torch.float16} if torch.device(device).type == "cuda" else {})
+    single = rate(torch.float32)
+    return next((name for name, dtype in kinds.items() if rate(dtype) > 1.5 * single), "no")
 
 
 def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, targets=None):
@@ -132,7 +141,7 @@ def shares(run, device="cpu"):
     """
     cuda = torch.device(device).type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report on stderr, in the middle of a page
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+    with matmul_precision(Training.matmul), profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         run()
         synchronise(device)
     spent = dict.fromkeys([*KINDS, "rest"], 0.0)

@@ -53,10 +53,14 @@ def test_the_bound_computes_it_in_half_precision_too():
     assert exact != found[1].item() and exact == pytest.approx(found[1].item(), rel=0.02)
 
 
-@pytest.mark.parametrize(("half", "faster"), [(6e11, True), (2e11, False)])
-def test_half_precision_is_taken_where_it_is_faster(monkeypatch, half, faster):
-    monkeypatch.setattr(cost, "matmul_peak", lambda device, dtype, **options: half if dtype == torch.bfloat16 else 2e11)
-    assert cost.faster_in_half() is faster
+@pytest.mark.parametrize(
+    ("device", "rates", "expected"),
+    [("cpu", (6, 6), "bf16"), ("cpu", (2, 6), "no"), ("cuda", (6, 6), "bf16"), ("cuda", (2, 6), "fp16"), ("cuda", (2, 2), "no")],
+)
+def test_half_precision_is_taken_where_it_is_faster(monkeypatch, device, rates, expected):
+    rate = dict(zip((torch.bfloat16, torch.float16), rates, strict=True))
+    monkeypatch.setattr(cost, "matmul_peak", lambda device, dtype, **options: rate.get(dtype, 2))
+    assert cost.fast_precision(device) == expected
 
 
 def test_the_bound_trains():
@@ -126,13 +130,15 @@ def test_shares_name_the_kernels():
 
 def test_one_command_writes_a_record(tmp_path, capsys, monkeypatch):
     out = tmp_path / "cpu.json"
-    measured = ["halves", "steps", "recompute", "networks", "parts", "whole", "profile"]
+    measured = ["peak", "compare", "halves", "steps", "recompute", "networks", "parts", "whole", "profile"]
     small = ["--device", "cpu", "--size", "xs", "--sizes", "xs", "--rates", "100", "--steps", "2", "--rounds", "1", "--records", "32"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *measured, *small, "--out", str(out)])
     runpy.run_module("benchmarks", run_name="__main__")  # `python -m benchmarks`, without importing torch once more
     record = json.loads(out.read_text())
     tasks = {row["task"] for row in record["metrics"]}
     assert {
+        "matrix product, best",
+        "pretraining side by side",
         "bf16",
         "pretraining step, 100 Hz",
         "embedding, 100 Hz",
