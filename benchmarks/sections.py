@@ -192,7 +192,11 @@ def networks(bench):
         training = Training(batch_size=batch, precision=bench.precision, device=bench.device, compile=o.compile)
         targets = torch.randint(0, 2, (len(store), 71)).float().numpy()
         with tempfile.TemporaryDirectory(dir=bench.folder) as out:
-            seconds = cost.step_seconds(model, store, range(len(store)), training, out, o.steps, targets=targets)
+            average = finetune.EarlyChoice(model, None, times=0)  # the moving average of each step; never scored
+            of_layers = finetune.groups(model, training, 0.75)
+            seconds = cost.step_seconds(
+                model, store, range(len(store)), training, out, o.steps, companion=average, targets=targets, groups=of_layers
+            )
         bench.add("ECG/s", f"fine-tuning, {fs} Hz", size, median_of([batch / s for s in seconds]), o.steps)
 
 

@@ -82,13 +82,13 @@ def fast_precision(device="cpu"):
     return next((name for name, dtype in kinds.items() if rate(dtype) > 1.5 * single), "no")
 
 
-def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, targets=None):
+def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, companion=None, **options):
     """Seconds of each step of a real training run: reading, views, both passes, update, and the log, of which each step writes a line
     where a run writes one in twenty. Checkpoints, one in hundreds of steps, are left out.
 
     Args:
-        objective, store, rows, training, folder, targets: as `engine.fit` takes them; the folder must hold no run. steps: to measure.
-        skip: first steps that are not counted (allocation, compilation).
+        objective, store, rows, training, folder, companion, options: as `engine.fit` takes them; the folder must hold no run.
+        steps: to measure. skip: first steps that are not counted (allocation, compilation).
 
     Returns:
         list of `steps` durations, s.
@@ -97,6 +97,8 @@ def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, tar
 
     class Clock:
         def __call__(self, step, total):
+            if companion is not None:
+                companion(step, total)
             synchronise(next(objective.parameters()).device)
             ends.append(time.perf_counter())
 
@@ -107,7 +109,7 @@ def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, tar
     if not per_epoch:
         raise CremaError(f"{len(rows)} records are fewer than a batch of {training.batch_size}")
     training = type(training)(**{**vars(training), "epochs": (steps + skip) / per_epoch, "log_every": 1})
-    fit(objective, store, rows, training, folder, targets=targets, companion=Clock(), progress=False)
+    fit(objective, store, rows, training, folder, companion=Clock(), progress=False, **options)
     return np.diff(ends)[-steps:].tolist()
 
 
