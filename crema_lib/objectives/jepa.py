@@ -4,12 +4,11 @@
     smooth_L1(p, t) = d^2 / 2 where |d| < 1, else |d| - 1/2,   d = p - t
 
 after the two ECG-JEPA: Weimann & Conrad (arXiv 2410.13867; time tokens over all leads, blocks of hidden patches; their code takes the mean
-absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly to 1 over the
-run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243), but from 0.99 and not from their 0.996: the teacher keeps about
-exp(-steps (1 - m) / 2) of its random start, nothing in their 100,000 steps, but 11 % in the thousand steps of our comparison (0.4 % from
-0.99). The teacher sees the whole clean view with all leads of the recording, the encoder the visible patches of the corrupted one (their
-code alters neither). The code of Weimann & Conrad hides 75 to 85 % in blocks of at least ten patches, with a predictor of half the
-encoder's width and all its depth; ours is shallower.
+absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly from 0.996 to
+1 over the run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243). Of its random start the teacher keeps about exp(-steps (1 - m) / 2), m
+that of the first step: nothing in their 100,000 steps, but 11 % in the thousand steps of our comparison. The teacher sees the whole clean
+view with all leads of the recording, the encoder the visible patches of the corrupted one (their code alters neither). The code of Weimann &
+Conrad hides 75 to 85 % in blocks of at least ten patches, with a predictor of half the encoder's width and all its depth; ours is shallower.
 """
 
 import copy
@@ -43,7 +42,7 @@ class JEPA(Masked):
         *,
         mask_ratio=0.75,
         block=2,
-        momentum=0.99,
+        momentum=0.996,
         decoder_width=96,
         decoder_depth=4,
         lead_drop=0.5,
