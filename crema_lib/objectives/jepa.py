@@ -7,8 +7,9 @@ after the two ECG-JEPA: Weimann & Conrad (arXiv 2410.13867; time tokens over all
 absolute error, and m from 0.998 to 0.9995) and Kim (arXiv 2410.08559; smooth L1 against normalised targets). m rises linearly from 0.996 to
 1 over the run as in I-JEPA (Assran et al. 2023, arXiv 2301.08243). Of its random start the teacher keeps about exp(-steps (1 - m) / 2), m
 that of the first step: nothing in their 100,000 steps, but 11 % in the thousand steps of our comparison. The teacher sees the whole clean
-view with all leads of the recording, the encoder the visible patches of the corrupted one (their code alters neither). The code of Weimann &
-Conrad hides 75 to 85 % in blocks of at least ten patches, with a predictor of half the encoder's width and all its depth; ours is shallower.
+view with all leads of the recording, the encoder the visible patches of the corrupted one (their code alters neither). The code of Weimann
+and Conrad hides 75 to 85 % in blocks of at least ten patches, with a predictor of half the encoder's width and all its depth; ours is
+shallower.
 """
 
 import copy
