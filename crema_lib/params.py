@@ -24,6 +24,7 @@ class Parameter:
     high: float = math.inf
     choices: tuple = ()
     empty: bool = False  # a list may have no entry
+    changed: bool = False  # a choice may be followed by changes, see `parse_variant`
 
     @property
     def allowed(self):
@@ -52,8 +53,8 @@ SCHEMA = {
         Parameter("patch", int, "length of a token, samples", 1, 1000),
         Parameter("stem", str, "how samples become tokens", choices=("patch", "conv")),
         Parameter("objective", str, "pretraining objective", choices=OBJECTIVES),
-        Parameter("objectives", list, "pretraining objectives to compare", choices=OBJECTIVES),
-        Parameter("once", list, "those of the objectives that get a single run", choices=OBJECTIVES, empty=True),
+        Parameter("objectives", list, "pretraining objectives to compare, each NAME or NAME+CHANGES", choices=OBJECTIVES, changed=True),
+        Parameter("once", list, "those of the objectives that get a single run", choices=OBJECTIVES, empty=True, changed=True),
         Parameter("objective_records", int, "recordings to simulate for that comparison, 0 for all of a prepared set", 0, 10_000_000),
         Parameter("objective_epochs", int, "passes over the training records of each objective that is compared", 1, 100_000),
         Parameter("ablations", list, "changes to CR-MAE, each NAME=VALUE, several at once joined by +", empty=True),
@@ -167,7 +168,7 @@ def _checked(p, value):
     if p.type in (int, float) and not p.low <= value <= p.high:  # a NaN fails both comparisons
         raise CremaError(f"parameter {p.name} = {value!r} is out of range: {p.meaning}, {p.allowed}")
     for entry in value if p.type is list else [value]:
-        if p.choices and entry not in p.choices:
+        if p.choices and (parse_variant(entry)[0] if p.changed else entry) not in p.choices:
             raise CremaError(f"parameter {p.name} = {entry!r} is not known: {p.meaning}, {p.allowed}")
     return value
 
@@ -229,6 +230,16 @@ def parse_change(text):
         CremaError: as `parse_pair`.
     """
     return dict(parse_pair(part) for part in text.split("+")) if text else {}
+
+
+def parse_variant(text):
+    """(name, change) of a choice with changes, such as "cr_mae+contrast_weight=0.0"; of a choice as it is the change is empty.
+
+    Raises:
+        CremaError: as `parse_pair`.
+    """
+    name, _, change = text.partition("+")
+    return name, parse_change(change)
 
 
 def load_profile(profile):

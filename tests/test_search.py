@@ -36,6 +36,17 @@ def test_a_change_is_read_by_the_types_of_the_parameters():
         params.parse_change("lr=1e-3+patch")
 
 
+def test_an_objective_of_a_comparison_may_be_changed():
+    assert params.parse_variant("mae") == ("mae", {})
+    assert params.parse_variant("cr_mae+contrast_weight=0.0+lr=1e-3") == ("cr_mae", {"contrast_weight": 0.0, "lr": 1e-3})
+    assert params.check({"objectives": ["mae", "cr_mae+contrast_weight=0.0"]})["objectives"][1] == "cr_mae+contrast_weight=0.0"
+    for wrong, word in (("bert", "bert"), ("cr_mae+contrast=0.0", "contrast_weight"), ("cr_mae+contrast_weight", "no name=value")):
+        with pytest.raises(CremaError, match=word):
+            params.check({"objectives": [wrong]})
+    with pytest.raises(CremaError, match="not known"):
+        params.check({"objective": "cr_mae+contrast_weight=0.0"})
+
+
 def test_which_stage_a_change_belongs_to():
     assert search.stage_of({}) == search.stage_of({"patch": 50, "seed": 1}) == "pretraining"
     assert search.stage_of({"finetune_lr": 1e-3, "seed": 1}) == search.stage_of({"crop": 2.5, "readout": "mean"}) == "fine-tuning"

@@ -6,6 +6,8 @@ from ..errors import CremaError
 from .scores import MARKERS
 from .style import BLUE, GREY, OKABE_ITO, VERMILLION, new_figure, require_columns
 
+COLOURS = (*OKABE_ITO[:6], OKABE_ITO[7], GREY, "#8c564b", "#6a3d9a")  # a line a model: no yellow on white
+
 
 def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=4):
     """Several scores of many models: a panel a score, a row a model, a dot with its 95 % interval.
@@ -76,7 +78,7 @@ def by_layer(table, *, metric="Macro AUROC"):
     fig = new_figure(3.4)
     ax = fig.add_subplot()
     for i, model in enumerate(models):
-        line, colour = table[table["model"] == model].sort_values("block"), (*OKABE_ITO[:6], OKABE_ITO[7], GREY, "#8c564b")[i % 9]
+        line, colour = table[table["model"] == model].sort_values("block"), COLOURS[i % len(COLOURS)]
         ax.fill_between(line["block"], line["low"], line["high"], color=colour, alpha=0.08, lw=0)
         ax.plot(line["block"], line["value"], color=colour, marker=MARKERS[i % len(MARKERS)], ms=4.5, label=model)
     ax.set_xticks(sorted(set(table["block"])))
