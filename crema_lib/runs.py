@@ -27,10 +27,13 @@ METRIC_KEYS = ("name", "task", "model", "value", "low", "high", "n", "seed")
 
 
 def git_commit():
-    """(commit hash, True where files differ from it) of the checkout; (None, None) outside a repository."""
+    """(commit hash, True where files differ from it) of the checkout; (None, None) outside a repository.
+
+    What lies in `results/` came out of runs, this one's record perhaps, and counts as no difference.
+    """
     try:
         lines = subprocess.run(
-            ["git", "-C", str(home()), "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
+            ["git", "-C", str(home()), "status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", ".", ":!results"],
             capture_output=True,
             text=True,
             timeout=20,
@@ -53,7 +56,16 @@ def device_name(device):
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.machine()} processor, {cores} cores"
+    return f"{processor() or platform.machine()} processor, {cores} cores"
+
+
+def processor():
+    """What the processor calls itself where Linux tells it, else what Python knows of it, which may be nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def write(path, *, chapter, parameters, metrics, data, wall_seconds, device="cpu", extra=None):

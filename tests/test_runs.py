@@ -82,6 +82,11 @@ def test_reading_says_what_is_wrong(tmp_path):
         runs.read(tmp_path / "b.json")
 
 
+def test_a_device_has_a_name():
+    name = runs.device_name("cpu")
+    assert runs.processor() in name and name.split()[0] and name.endswith("cores"), "a processor without a name goes by its architecture"
+
+
 def test_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
     def git(*args):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -96,5 +101,9 @@ def test_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
     assert runs.git_commit() == (None, None)
     git("commit", "-m", "a")
     assert runs.git_commit() == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "r").write_text("1")
+    git("add", "results")
+    assert runs.git_commit() == (git("rev-parse", "HEAD"), False), "what came out of a run does not change the code"
     (tmp_path / "a").write_text("2")
     assert runs.git_commit() == (git("rev-parse", "HEAD"), True)
