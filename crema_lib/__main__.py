@@ -213,7 +213,7 @@ def _embed_command(commands):
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the matrix products (default: bf16 where that is faster)")
     parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
-    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (default: cpu)")
     parser.set_defaults(run=_embed)
 
 
@@ -223,6 +223,7 @@ def _embed(args):
     from .cost import fast_precision
     from .embeddings import embed_files
     from .paths import home
+    from .precision import check_device
     from .sit import SiT
     from .weights import locate
 
@@ -231,6 +232,7 @@ def _embed(args):
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
     folder = found[0]
     options = _given(args, "readout", "precision", "unit", "rate", "device")
+    check_device(options.get("device", "cpu"))
     options.setdefault("precision", fast_precision(options.get("device", "cpu")))
     features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
     for row in report[report["action"] == "left out"].itertuples():
@@ -247,14 +249,16 @@ def _reader_command(commands):
     parser.add_argument("--checkpoint", required=True, metavar="MODEL", help="name of a model in weights/, or a folder; the files go there")
     parser.add_argument("--task", help="labels of the probe: all, diag, sub, super, form, rhythm, shared or sex (default: super)")
     parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: layers)")
-    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (default: cpu)")
     parser.set_defaults(run=_reader)
 
 
 def _reader(args):
     from . import reader
     from .data.store import find
+    from .precision import check_device
 
+    check_device(args.device or "cpu")
     made = reader.make(args.checkpoint, find(args.data), progress=True, **_given(args, "task", "readout", "device"))
     print(f"{made.model.name}: a probe for {', '.join(made.model.names)}, and a reference for novelty")
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,11 +86,12 @@ def boosting(p, store, *, workers=1, progress=True):
 
     Returns:
         (columns, outputs): as `finetune.scores` would give them for fold 10, see `finetune.targets_of`. What was computed for the same
-        recordings and heads is read from `p.run_dir/finetune`.
+        recordings, labels and heads is read from `p.run_dir/finetune`.
     """
     heads = [task for task in p.heads if task != "age"]
     targets, columns = targets_of(store.table, heads)
-    path = _folder(p, BOOSTING, p.seed) / f"{store.meta['sha256'][:16]}-{'-'.join(heads)}.npy"
+    labelled = zlib.crc32(np.c_[targets, store.table["fold"]].astype(np.float32).tobytes())
+    path = _folder(p, BOOSTING, p.seed) / f"{store.meta['sha256'][:16]}-{labelled:08x}-{'-'.join(heads)}.npy"
     if path.is_file():
         return columns, np.load(path)
     values, _ = waves.features(store, workers=workers, progress=progress)
@@ -96,7 +99,9 @@ def boosting(p, store, *, workers=1, progress=True):
     trees = Boosting(seed=p.seed).fit(values[train], targets[train], (values[valid], targets[valid]), progress=progress)
     outputs = trees.scores(values[test])
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, outputs)
+    with open(path.with_suffix(".part"), "wb") as file:
+        np.save(file, outputs)
+    Path(file.name).replace(path)
     return columns, outputs
 
 

@@ -36,7 +36,7 @@ from . import checkpoints, parallel, sharding
 from .allocation import keep_freed
 from .batches import Batches
 from .errors import CremaError, Stopped
-from .precision import attention, matmul_precision
+from .precision import attention, check_device, matmul_precision
 
 EXECUTION = ("device", "compile", "recompute", "shard", "matmul", "log_every", "checkpoint_every", "checkpoint_seconds")  # may change
 
@@ -81,6 +81,7 @@ class Training:
         ):
             if wrong:
                 raise CremaError(why)
+        check_device(self.device)
 
 
 def cosine(step, steps, warmup):
@@ -249,7 +250,7 @@ def check_finite(losses, step, batches, out):
 def write_checkpoint(out, store, state):
     """Save a state, unless its weights are not finite or the store is no longer the one that was opened: CremaError."""
     store.check_unchanged()
-    finite = [value.isfinite().all() for value in state["module"].values() if value.is_floating_point()]
+    finite = [value.isfinite().all().cpu() for value in state["module"].values() if value.is_floating_point()]
     if not torch.stack(finite).all():
         raise CremaError(f"weights are not finite after step {state['step']}: lower lr; {checkpoints.kept(out)}")
     checkpoints.save(out, state)
@@ -260,7 +261,7 @@ def write_log(out, entries, mode):
         file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
-def fit(module, store, rows, training, out, *, targets=None, groups=None, companion=None, progress=True):
+def fit(module, store, rows, training, out, *, targets=None, groups=None, companion=None, recipe=None, progress=True):
     """Train a module whose forward takes a batch and returns a dict of scalar losses with `loss` among them.
 
     Args:
@@ -274,6 +275,8 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         targets: passed on in each batch. groups: optimiser groups (default `parameter_groups`), each may carry its own `lr`.
         companion: called with (step, steps) after each update; returns a dict of numbers for the log or None. Its `state_dict()` goes
             into the checkpoints. See `finetune.EarlyChoice`.
+        recipe: dict of numbers and texts that make this run the one it is, beside what is seen here: what it starts from, for one. A run
+            with another recipe is not gone on from.
 
     Returns:
         DataFrame of the log: step, epoch, lr, records_per_s, seconds and, averaged over `log_every` steps and all processes, each loss and
@@ -303,7 +306,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     groups = groups or parameter_groups(module, training.weight_decay)
     trained, model, optimiser = prepared(accelerator, module, groups, training)
     peaks = [group["lr"] for group in optimiser.param_groups]
-    identity = identity_of(module, store, rows, targets, training, steps, world)
+    identity = identity_of(module, store, rows, targets, training, steps, world) | (recipe or {})
     after_step = getattr(trained, "after_step", None)
     with contextlib.ExitStack() as stack:
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))

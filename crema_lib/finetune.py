@@ -5,6 +5,7 @@ One network learns all tasks at once, one output a label; a record that a task l
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from . import checkpoints, parallel, views
 from .data import labels, splits
+from .embeddings import fingerprint
 from .engine import fit, parameter_groups
 from .errors import CremaError
 from .metrics import auroc, macro
@@ -320,7 +322,8 @@ def finetune(
         (model, log): the chosen `Classifier` in evaluation mode on the CPU, also in `out/model`, and the log of `engine.fit`.
 
     Raises:
-        CremaError: see `splits.check`, `engine.fit`; an unknown task; a rate or leads that do not fit.
+        CremaError: see `splits.check`, `engine.fit`; an unknown task; a rate or leads that do not fit; a run in `out` that started from
+            another encoder or had another recipe.
     """
     if store.fs != encoder.fs or store.seconds != encoder.seconds:
         raise CremaError(
@@ -331,6 +334,8 @@ def finetune(
     rows = train if rows is None else np.asarray(rows)
     if not np.isin(rows, train).all():
         raise CremaError("fine-tuning takes recordings of folds 1 to 8 with a label of the tasks, and others were given")
+    out = Path(out)
+    recipe = {"encoder": fingerprint(encoder)[:16], "layer_decay": layer_decay, "decay": decay, "times": times, "probe_first": probe_first}
     torch.manual_seed(training.seed)
     model = Classifier(encoder, columns=columns, **options)
     training = dataclasses.replace(training, batch_size=min(training.batch_size, len(rows)))
@@ -345,7 +350,7 @@ def finetune(
     choice = EarlyChoice(model, score, times=times, decay=decay)
     log = fit(
         model, store, rows, training, out, targets=targets[rows], groups=groups(model, training, layer_decay),
-        companion=choice, progress=progress,
+        companion=choice, recipe=recipe, progress=progress,
     )  # fmt: skip
     model.load_state_dict(choice.weights)
     model.cpu().eval()

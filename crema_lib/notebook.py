@@ -16,6 +16,7 @@ from .errors import CremaError
 from .metrics.bootstrap import Interval
 from .objectives import CRMAE
 from .paths import data_home, home, resolve
+from .precision import check_device
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
 _last_start = {}
@@ -63,9 +64,8 @@ def setup(chapter, namespace=None, sources=None):
     declared, injected = _parameters(namespace.get("In", []) if sources is None else sources)
     values = {name: namespace[name] for name in declared if name in namespace}
     given = params.check(values | {name: value for name, value in injected.items() if name not in declared})
-    if given.get("device") == "cuda" and not torch.cuda.is_available():
-        raise CremaError("parameter device = 'cuda', but torch sees no GPU here: write auto or cpu")
     device = given.get("device", "auto")
+    check_device(device)
     derived = {
         "chapter": chapter,
         "parameters": given,

@@ -73,18 +73,20 @@ def mean_over_processes(value):
 
 
 def by_main(function, *args):
-    """Let the main process alone call something, such as what writes a file; a CremaError in it is raised in every process."""
+    """Let the main process alone call something, such as what writes a file; an error in it stops every process, a CremaError as it is."""
     rank, world = place()
-    told = [None]
+    failed = None
     if rank == 0:
         try:
             function(*args)
-        except CremaError as error:
-            told = [error]
+        except Exception as error:  # the others wait to be told
+            failed = error
     if world > 1:
+        told = [failed if failed is None or isinstance(failed, CremaError) else CremaError(f"the main process stopped: {failed!r}")]
         dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise told[0]
+        failed = failed or told[0]
+    if failed is not None:
+        raise failed
 
 
 def of_all(value):

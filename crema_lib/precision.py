@@ -1,10 +1,20 @@
-"""In how many bits a step computes: float32 products on a GPU, autocast to half precision, and attention on a CPU."""
+"""Where a step computes, and in how many bits: float32 products on a GPU, autocast to half precision, and attention on a CPU."""
 
 import contextlib
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+
+from .errors import CremaError
+
+
+def check_device(name):
+    """Raise CremaError where `name` is none of auto, cpu and cuda, or names a GPU that is not there: nobody waits for a CPU unasked."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise CremaError(f"unknown device {name!r}: known are auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CremaError("device cuda was asked for, but torch sees no GPU here: take auto or cpu")
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def lead_scale(store, rows):
     """Standard deviation of each lead in mV over some records: one fixed number a lead, because amplitude is diagnostic.
 
     Returns:
-        tuple of 12 floats; measured on at most 4096 of the rows, evenly spaced, in chunks.
+        tuple of 12 floats; of 8192 rows or more on every second, third, ... of them, evenly spaced: 4096 to 8191; in chunks.
     """
     rows = rows[:: max(1, len(rows) // 4096)]
     squares = sum(store.read(rows[i : i + 512]).double().square().mean(2).sum(0) for i in range(0, len(rows), 512))

@@ -15,16 +15,21 @@ def random_mask(batch, patches, ratio, device="cpu"):
 
     Returns:
         (visible, hidden): int64 indices (batch, n_visible) and (batch, n_hidden), each row ascending; n_hidden = round(ratio * patches),
-        at least one patch stays visible.
+        but at least one patch stays visible, and of several at least one is hidden where the ratio is not 0.
 
     Raises:
         CremaError: a ratio outside 0 <= ratio < 1.
     """
     if not 0 <= ratio < 1:
         raise CremaError(f"mask ratio {ratio} is outside 0 <= ratio < 1")
-    n_hidden = min(round(ratio * patches), patches - 1)
+    n_hidden = hidden_of(patches, ratio)
     order = uniform(batch, patches, device=device).argsort(dim=1)
     return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
+
+
+def hidden_of(patches, ratio):
+    """How many of some patches are hidden, see `random_mask`."""
+    return min(max(round(ratio * patches), ratio > 0), patches - 1)
 
 
 def block_mask(batch, patches, ratio, block, device="cpu"):
@@ -43,7 +48,7 @@ def block_mask(batch, patches, ratio, block, device="cpu"):
         raise CremaError(f"mask ratio {ratio} and block {block}: give 0 <= ratio < 1 and blocks of at least one patch")
     if block == 1:
         return random_mask(batch, patches, ratio, device)
-    n_hidden = min(round(ratio * patches), patches - 1)
+    n_hidden = hidden_of(patches, ratio)
     number = (torch.arange(patches, device=device) + integers(0, block, batch, 1, device=device)) // block
     turn = uniform(batch, (patches + block - 2) // block + 1, device=device)
     order = turn.gather(1, number).argsort(dim=1, stable=True)

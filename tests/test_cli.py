@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import wfdb
 from conftest import ROOT
 
@@ -72,6 +73,17 @@ def test_what_is_wrong_is_one_sentence_and_status_1(words, sentence, capsys):
     assert err.startswith("error: ")
     assert sentence in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "words",
+    [["pretrain", "-p", "device=cuda"], ["embed", "x.csv", "--out", "x.parquet", "--device", "cuda"],
+     ["reader", "ptb-xl", "--checkpoint", "sit-xs-ptbxl-100hz", "--device", "cuda"]],
+)  # fmt: skip
+def test_a_gpu_that_is_not_there_is_one_sentence(words, capsys):
+    assert cli.main(words) == 1
+    assert "torch sees no GPU" in capsys.readouterr().err
 
 
 def test_list_names_the_sets(capsys):

@@ -521,6 +521,7 @@ def test_weights_are_not_shared_in_half_precision_that_needs_scaling():
         ("log_every", 0, "must be at least 1"),
         ("precision", "fp8", "unknown precision 'fp8': known are no, bf16, fp16"),
         ("matmul", "low", "unknown matmul 'low': known are highest, high, medium"),
+        ("device", "gpu", "unknown device 'gpu': known are auto, cpu, cuda"),
     ],
 )
 def test_options_out_of_range(option, value, sentence):

@@ -245,6 +245,48 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(store, tmp_path, monkey
     assert moved(resumed, state(whole)) == set(), "weights, average and choice are those of the undisturbed run"
 
 
+def test_a_run_is_not_taken_up_for_another_encoder_or_recipe(store, tmp_path):
+    def run(encoder, **options):
+        return finetune.finetune(encoder, store, ["super"], QUICK, str(tmp_path), **{"times": 2, "progress": False, **options})[0]
+
+    first = run(sit())
+    other = sit()
+    other.norm.weight.data += 1e-3
+    wrong = [(other, {}, "encoder"), (sit(drop_path=0.1), {}, "encoder"), (sit(), {"times": 3}, "times")]
+    wrong += [(sit(), {"layer_decay": 0.9}, "layer_decay"), (sit(), {"probe_first": True}, "probe_first")]
+    for encoder, options, word in wrong:
+        with pytest.raises(CremaError, match=f"holds a run with another {word} .*: choose another folder"):
+            run(encoder, **options)
+    assert moved(run(sit()), state(first)) == set()
+
+
+def test_boosting_is_kept_for_the_same_labels_alone(store, tmp_path, monkeypatch):
+    calls = []
+
+    class Trees:
+        def __init__(self, seed):
+            pass
+
+        def fit(self, *args, **options):
+            calls.append(args[1].sum())
+            return self
+
+        def scores(self, values):
+            return np.zeros((len(values), 5), np.float32)
+
+    monkeypatch.setattr(baselines, "Boosting", Trees)
+    monkeypatch.setattr(baselines.waves, "features", lambda store, **options: (np.zeros((len(store), 3)), None))
+    p = types.SimpleNamespace(heads=["super", "age"], seed=0, run_dir=tmp_path)
+    for _ in range(2):
+        columns, outputs = baselines.boosting(p, store, progress=False)
+        assert list(columns) == ["super"] and outputs.shape == (len(store.rows([10])), 5) and len(calls) == 1
+    moved_folds = store.table.assign(fold=store.table["fold"] % 10 + 1)
+    monkeypatch.setattr(store, "table", moved_folds)
+    baselines.boosting(p, store, progress=False)
+    assert len(calls) == 2, "other folds are another run"
+    assert [path.suffix for path in (tmp_path / "finetune").rglob("*.*")] == [".npy", ".npy"]
+
+
 def test_the_arms(store, tmp_path):
     sit(cls_token=True).save_pretrained(tmp_path / "pretrained")
     p = types.SimpleNamespace(

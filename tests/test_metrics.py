@@ -204,6 +204,14 @@ def test_paired_gain_is_narrower_than_its_parts():
     assert (zero.value, zero.low, zero.high) == (0, 0, 0)
 
 
+def test_a_difference_is_over_the_labels_that_both_models_have_in_a_resample():
+    nan = np.nan
+    a, b = np.array([[0.9, nan], [0.9, 0.5]]), np.array([[0.9, 0.1], [0.9, 0.4]])
+    two = metrics.Comparison(("x", "y"), np.array([9, 9]), {"a": np.array([0.9, 0.5]), "b": np.array([0.9, 0.4])}, {"a": a, "b": b})
+    gain = two.gain("a", "b")
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.05, 0.00125, 0.04875)), "0 of the first resample, 0.05 of the second"
+
+
 def test_labels_that_cannot_be_scored_are_left_out_by_name():
     targets, scores = data(100, 3)
     targets[:, 1] = 0

@@ -245,17 +245,26 @@ def _means_of_writing():
     try:
         parallel.by_main(_fail)
     except CremaError as error:
-        return done, values, str(error)
+        said = str(error)
+    try:
+        parallel.by_main(_break)
+    except (CremaError, ZeroDivisionError) as error:
+        return done, values, said, type(error).__name__, str(error)
 
 
 def _fail():
     raise CremaError("no room")
 
 
+def _break():
+    1 / 0  # noqa: B018
+
+
 def test_one_writes_and_all_know():
     first, second = together(_means_of_writing)
-    assert first == ([0], [{"rank": 0}, {"rank": 1}], "no room")
-    assert second == ([], [{"rank": 0}, {"rank": 1}], "no room")
+    assert first[:3] == ([0], [{"rank": 0}, {"rank": 1}], "no room") and first[3] == "ZeroDivisionError"
+    assert second[:3] == ([], [{"rank": 0}, {"rank": 1}], "no room")
+    assert second[3] == "CremaError" and "the main process stopped: ZeroDivisionError" in second[4], "no process waits for one that failed"
     assert parallel.of_all(3) == [3]
     with pytest.raises(CremaError, match="no room"):
         parallel.by_main(_fail)

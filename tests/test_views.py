@@ -30,6 +30,9 @@ def test_one_patch_stays():
     assert visible.shape == (3, 1)
     with pytest.raises(CremaError, match="mask ratio"):
         views.random_mask(3, 4, 1.0)
+    for mask in (views.random_mask(3, 20, 0.02), views.block_mask(3, 20, 0.02, 2)):
+        assert mask[1].shape == (3, 1), "something is hidden"
+    assert views.random_mask(3, 20, 0)[1].shape == views.random_mask(3, 1, 0.5)[1].shape == (3, 0)
 
 
 @pytest.mark.parametrize(("patches", "ratio", "block"), [(40, 0.75, 2), (40, 0.6, 5), (20, 0.5, 3), (7, 0.5, 10), (16, 0.5, 1)])

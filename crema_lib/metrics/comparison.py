@@ -19,7 +19,7 @@ class Comparison:
 
     Arrays by model name: per_label (labels,), resampled (n, labels). `left_out` names the labels that cannot be scored. Intervals are 95 %
     percentile intervals, those of `REFLECTED` metrics basic ones: chance makes such a metric larger in every resample, as it did in the
-    records themselves, so its interval lies mostly below the value.
+    records themselves, so its interval lies mostly below the value. Differences have percentile intervals, which go with their p-values.
     """
 
     names: tuple
@@ -46,7 +46,7 @@ class Comparison:
         return self._interval(self.per_label[model][i], self.resampled[model][:, i])
 
     def _differences(self, model, other, labels):
-        return macro(self.resampled[model][:, labels])[0] - macro(self.resampled[other][:, labels])[0]
+        return macro(self.resampled[model][:, labels] - self.resampled[other][:, labels])[0]  # over labels that both have in a resample
 
     def gain(self, model, other, labels=slice(None)):
         """Macro average of a model less that of another, paired: both on the same resamples."""

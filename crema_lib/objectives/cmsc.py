@@ -4,7 +4,7 @@
 
 where a_i and b_i are the first and the second half of record i, see `losses.cmsc_nce`. CLOCS contrasts the encoder's features with
 tau = 0.1 and alters the segments in no way; the projector, and the views of our CR-MAE in place of plain segments, are ours (`noise`,
-`gain` and `lead_drop` at 0 give the plain ones).
+`gain` and `lead_drop` at 0 leave the roll in time alone).
 """
 
 from .base import given

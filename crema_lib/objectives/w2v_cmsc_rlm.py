@@ -18,8 +18,8 @@ masking is the option `lead_drop`.
 As in the papers or their code: temperature 0.1 of both contrasts, G = 2, V = 320, T falling from 2 to 0.5 (here over the whole run). Ours:
 the latents are what the stem makes of the patches, and hidden places are predicted by a decoder as in the other objectives here, where
 wav2vec 2.0 puts a learned vector into the transformer; the global means are of the visible tokens, where theirs are of a second pass that
-sees all; there is no penalty on the size of latents, and their gradient is not scaled down; the share of leads that is lost is uniform,
-where Oh et al. lose each lead with probability one half.
+sees all; there is no penalty on the size of latents, and their gradient is not scaled down; a segment loses leads
+with probability `lead_drop`, and a share of them that is uniform, where Oh et al. have every record lose each lead with probability .5.
 """
 
 import torch

@@ -20,7 +20,8 @@ def minimise(x, y, weight, penalty, curvature, *, tolerance=1e-6, memory=10, ite
         x: float (records, features). y: 0/1 (records, labels). weight: where to start (features, labels). penalty: (features, 1).
         curvature: (features, labels), roughly the second derivatives of the loss: the better, the fewer steps.
         tolerance: a label has arrived when half the squared Newton decrement, about what is left to gain, is below this share of the loss
-            of a constant guess.
+            of a constant guess. The decrement is that of `curvature` and of the history: with a weak penalty and few records, where labels
+            can be told apart without error, some tens of times as much may be left, which moves an AUROC by a thousandth.
 
     Returns:
         float (features, labels).
