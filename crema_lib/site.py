@@ -27,7 +27,7 @@ from .data import manifest
 from .errors import CremaError
 from .paths import home, repository, resolve
 
-WIDTH, COLOURS = 1610, 256  # px and palette of a kept picture: twice the width that it has on a page
+WIDTH, COLOURS = 1610, 128  # px and palette of a kept picture: twice the width that it has on a page
 LEFT_OUT = "*Not shown here, because it names single recordings. Run the chapter to see it.*"
 NOT_RUN = (
     "```{note}\nThis chapter has not been run on real recordings yet, so it stands here without its outputs. "
