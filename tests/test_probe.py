@@ -93,6 +93,24 @@ def test_the_strength_is_chosen_on_the_validation_records():
     assert chosen.strength == max(trail, key=lambda entry: entry["valid"])["strength"]
 
 
+def test_a_remembered_probe_is_not_fitted_again(tmp_path, monkeypatch):
+    x, y = problem()
+    train, valid = (x[:300], y[:300]), (x[300:], y[300:])
+    plain, _ = probe.fit_probe(train, valid)
+    first, trail = probe.remembered(tmp_path)(train, valid, device="cpu")
+    np.testing.assert_array_equal(first.scores(x), plain.scores(x))
+    monkeypatch.setattr(probe.logistic, "minimise", lambda *a, **k: pytest.fail("fitted"))
+    again, same = probe.remembered(tmp_path)(train, valid, device="cpu")
+    np.testing.assert_array_equal(again.scores(x), first.scores(x))
+    assert same == trail
+    for other in ((x[:300] + 1e-6, y[:300]), (x[:300], 1 - y[:300])):
+        with pytest.raises(pytest.fail.Exception, match="fitted"):
+            probe.remembered(tmp_path)(other, valid, device="cpu")
+    monkeypatch.setattr(probe.inspect, "getsource", lambda module: "other code")
+    with pytest.raises(pytest.fail.Exception, match="fitted"):
+        probe.remembered(tmp_path)(train, valid, device="cpu")
+
+
 def test_what_no_probe_can_be_made_of():
     x, y = problem(60)
     broken = np.where(np.arange(60)[:, None] == 7, np.nan, x)

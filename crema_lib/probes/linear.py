@@ -4,15 +4,20 @@ Every probe is trained on folds 1-8, what there is to choose is chosen on fold 9
 """
 
 import dataclasses
+import inspect
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Memory
 
 from ..data import splits
 from ..data.labels import matrix
 from ..errors import CremaError
 from ..metrics import auroc, compare, macro
-from .logistic import minimise
+from . import logistic
 
 STRENGTHS = tuple(float(10.0**k) for k in np.arange(-5, 1.1, 0.5))
 
@@ -164,7 +169,7 @@ def fit_path(features, targets, strengths, *, axes=None, tolerance=1e-6, device=
         start = 2 * path[-1] - path[-2] if len(path) > 1 else [constant, *path][-1]
         curvature = rate * (1 - rate) * variances + penalty
         weight = start.clone()
-        weight[:, known] = minimise(x, y[:, known], start[:, known], penalty, curvature[:, known], tolerance=tolerance)
+        weight[:, known] = logistic.minimise(x, y[:, known], start[:, known], penalty, curvature[:, known], tolerance=tolerance)
         path, probe = [*path[-1:], weight], LinearProbe()
         probe.strength, probe.known, probe.mean, probe.deviation = strength, known, base.mean, base.deviation
         probe.weight, probe.bias = base.axes @ weight[:-1], weight[-1]
@@ -188,6 +193,17 @@ def fit_probe(train, valid, strengths=STRENGTHS, *, device="cpu"):
         if choice.offer(probe.scores(valid[0]), strength=probe.strength):
             choice.kept = probe
     return choice.take()
+
+
+def remembered(folder):
+    """`fit_probe` with a memory: features and targets that it has seen with this code are not fitted again, in this process or a later one.
+
+    Args:
+        folder: where to keep the probes, a file each (joblib's); like a cache of features it can be deleted at any time. Its files are
+            pickles, which can run code: take no such folder from others.
+    """
+    code = zlib.crc32("".join(inspect.getsource(module) for module in (sys.modules[__name__], logistic)).encode())
+    return Memory(Path(folder) / f"{code:08x}", verbose=0).cache(fit_probe)
 
 
 def probe_task(store, arms, task, *, bootstrap=1000, seed=0, device="cpu"):
