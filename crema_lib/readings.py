@@ -179,14 +179,22 @@ def _variances(x):
     return np.linalg.eigvalsh(x.T @ x if len(x) >= x.shape[1] else x @ x.T).clip(min=0)
 
 
-def _rank(x):
-    sizes = np.sqrt(_variances(x))
-    return np.exp(entr(sizes / sizes.sum()).sum())
+def _spectra(features, patients, n, seed, centre=True):
+    """The squared singular values of the records and of each resample of the patients: a list of n + 1 arrays, ascending."""
+    x, patients = _checked(patients, features)
+    _varying(x)
+    return [_variances(_drawn(x, counts, centre)) for counts in (np.ones(len(x)), *patient_counts(patients, n, seed))]
 
 
-def _first(x):
-    variances = _variances(x)
-    return variances[-1] / variances.sum()
+def _rank(spectra, most):
+    values = [np.exp(entr(np.sqrt(variances) / np.sqrt(variances).sum()).sum()) for variances in spectra]
+    found = interval(values[0], values[1:], reflect=True)
+    return Interval(found.value, *np.clip([found.low, found.high], 1, most).tolist())
+
+
+def _first(spectra):
+    values = [variances[-1] / variances.sum() for variances in spectra]
+    return interval(values[0], values[1:])
 
 
 def effective_rank(features, patients, *, centre=True, n=1000, seed=0):
@@ -205,11 +213,7 @@ def effective_rank(features, patients, *, centre=True, n=1000, seed=0):
     Raises:
         CremaError: shapes that do not fit, features that are not finite or the same for all records, or one patient.
     """
-    x, patients = _checked(patients, features)
-    _varying(x)
-    resamples = [_rank(_drawn(x, counts, centre)) for counts in patient_counts(patients, n, seed)]
-    found = interval(_rank(_drawn(x, np.ones(len(x)), centre)), resamples, reflect=True)
-    return Interval(found.value, *np.clip([found.low, found.high], 1, min(x.shape)).tolist())
+    return _rank(_spectra(features, patients, n, seed, centre), min(np.shape(features)))
 
 
 def first_axis(features, patients, *, n=1000, seed=0):
@@ -217,10 +221,7 @@ def first_axis(features, patients, *, n=1000, seed=0):
 
     Args and Raises: as `effective_rank`.
     """
-    x, patients = _checked(patients, features)
-    _varying(x)
-    resamples = [_first(_drawn(x, counts)) for counts in patient_counts(patients, n, seed)]
-    return interval(_first(_drawn(x, np.ones(len(x)))), resamples)
+    return _first(_spectra(features, patients, n, seed))
 
 
 def dead_features(features, patients, *, threshold=DEAD, n=1000, seed=0):
@@ -257,11 +258,16 @@ def geometry(pairs, patients, *, n=1000, seed=0):
     Raises:
         CremaError: see each reading.
     """
-    rest = {"uniformity": uniformity, "effective rank": effective_rank, "first axis": first_axis, "dead features": dead_features}
     rows = []
     for encoder, (a, b) in pairs.items():
-        found = {"alignment": alignment(a, b, patients, n=n, seed=seed)}
-        found |= {reading: read(a, patients, n=n, seed=seed) for reading, read in rest.items()}
+        spectra = _spectra(a, patients, n, seed)  # what takes the time, for two of the readings
+        found = {
+            "alignment": alignment(a, b, patients, n=n, seed=seed),
+            "uniformity": uniformity(a, patients, n=n, seed=seed),
+            "effective rank": _rank(spectra, min(np.shape(a))),
+            "first axis": _first(spectra),
+            "dead features": dead_features(a, patients, n=n, seed=seed),
+        }
         rows += [{"encoder": encoder, "reading": reading, **vars(one)} for reading, one in found.items()]
     return pd.DataFrame(rows)
 
