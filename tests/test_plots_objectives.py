@@ -1,5 +1,7 @@
 """Figures that hold objectives against each other."""
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -46,6 +48,16 @@ def test_single_runs_are_small_dots_below_their_mean():
     (dots,) = (drawn for drawn in second.collections if drawn.get_gid() == "runs")
     np.testing.assert_allclose(dots.get_offsets(), [[0.28, 1.3], [0.32, 1.3], [0.1, 0.3]])
     assert not len(next(drawn for drawn in first.collections if drawn.get_gid() == "runs").get_offsets())
+
+
+def test_a_long_name_stands_on_two_lines_that_fit_its_row():
+    long = scores().replace({"model": {"two": "a long name of a change+and another one"}})
+    plain, fig = plots.score_panels(scores()), plots.score_panels(long)
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["one", "a long name of a change\n+and another one", "none"]
+    assert [tick.get_text() for tick in plain.axes[0].get_yticklabels()] == ["one", "two", "none"]
+    fig.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in fig.axes[0].get_yticklabels()]
+    assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(boxes)), "labels do not touch"
 
 
 def test_a_score_twice_is_refused():

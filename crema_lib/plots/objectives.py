@@ -7,13 +7,15 @@ from .scores import MARKERS
 from .style import BLUE, GREY, OKABE_ITO, VERMILLION, new_figure, require_columns
 
 COLOURS = (*OKABE_ITO[:6], OKABE_ITO[7], GREY, "#8c564b", "#6a3d9a")  # a line a model: no yellow on white
+LONG = 24  # letters of a name that stand on one line beside the panels
 
 
 def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=4):
     """Several scores of many models: a panel a score, a row a model, a dot with its 95 % interval.
 
     Args:
-        table: columns score, model, value, low, high, one row per score and model, both in the order to draw.
+        table: columns score, model, value, low, high, one row per score and model, both in the order to draw. Long names stand on
+            several lines, broken before each "+".
         runs: columns score, model, value, the single runs that the values are means of, drawn as small dots below them.
         twin: model whose value is drawn through each panel as a dashed line, the one to beat. mark: model in another colour.
         zero: a dashed line at zero, for differences. columns: panels side by side.
@@ -23,7 +25,9 @@ def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=
         raise CremaError("the table has more than one row for a score and a model")
     scores, models = list(dict.fromkeys(table["score"])), list(dict.fromkeys(table["model"]))
     rows = -(-len(scores) // columns)
-    fig = new_figure(rows * (0.19 * len(models) + 0.65))
+    names = [model if len(model) <= LONG else model.replace("+", "\n+") for model in models]
+    lines = max(name.count("\n") for name in names) + 1
+    fig = new_figure(rows * ((0.09 + 0.1 * lines) * len(models) + 0.65))
     axes = fig.subplots(rows, min(columns, len(scores)), sharey=True, squeeze=False)
     for ax in axes.flat[len(scores) :]:
         ax.set_visible(False)
@@ -39,7 +43,7 @@ def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=
         if zero or twin is not None:
             ax.axvline(0 if zero else panel.loc[twin, "value"], color=GREY, lw=1, ls="--", zorder=1, gid="twin")
         ax.set_title(score, fontsize=9)
-        ax.set_yticks(y, models)
+        ax.set_yticks(y, names)
         ax.tick_params(labelsize=8)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="x")
