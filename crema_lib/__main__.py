@@ -218,6 +218,7 @@ def _embed_command(commands):
 
 
 def _embed(args):
+    import os
     from pathlib import Path
 
     from .cost import fast_precision
@@ -234,12 +235,23 @@ def _embed(args):
     options = _given(args, "readout", "precision", "unit", "rate", "device")
     check_device(options.get("device", "cpu"))
     options.setdefault("precision", fast_precision(options.get("device", "cpu")))
-    features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
+    out = Path(args.out)
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:  # told before all the computing, not after it
+        if out.is_dir():
+            raise IsADirectoryError(f"{out} is a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise CremaError(f"{out} cannot be written ({error}): give the name of a file with --out") from None
+    try:
+        features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
+        features.to_parquet(part, index=False)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    features.to_parquet(out, index=False)
     print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")
 
 

@@ -15,7 +15,7 @@ from . import params, runs
 from .errors import CremaError
 from .metrics.bootstrap import Interval
 from .objectives import CRMAE
-from .paths import data_home, home, resolve
+from .paths import home, resolve
 from .precision import check_device
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
@@ -152,14 +152,14 @@ def open_others(p):
         CremaError: a name that is neither prepared nor in the manifest, or that is prepared in several forms.
     """
     from .data import manifest
-    from .data.store import find
+    from .data.store import find, prepared
 
     stores, absent = [], []
     for name in p.others:
         try:
             stores.append(find(name))
         except CremaError:
-            if name not in manifest.load().index or list((data_home() / "stores").glob(f"{name}-*hz-*s")):
+            if name not in manifest.load().index or prepared(name):
                 raise
             absent.append(name)
     if absent:

@@ -15,7 +15,7 @@ import wfdb
 from conftest import ROOT
 
 from crema_lib import __main__ as cli
-from crema_lib import bookbuild, objectives
+from crema_lib import bookbuild, embeddings, objectives
 from crema_lib.data.simulate import simulated_store
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.sit import SiT
@@ -175,6 +175,11 @@ def test_embed_writes_a_table_of_features(tmp_path, monkeypatch, capsys):
     model = SiT.from_pretrained(ROOT / "weights" / "sit-xs-ptbxl-100hz")
     expected = model.embed(np.stack(list(columns.values())), fs=100, leads=list(columns))
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=5e-3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.parquet"]
+    monkeypatch.setattr(embeddings, "embed_files", lambda *a, **k: pytest.fail("computed for nothing"))
+    for out in (tmp_path / "out", tmp_path / "mine.csv" / "x.parquet"):
+        assert cli.main([*words[:3], "--out", str(out)]) == 1
+        assert f"{out} cannot be written" in capsys.readouterr().err
     monkeypatch.setenv("CREMA_HOME", str(tmp_path))
     assert cli.main(words) == 1
     assert "weights holds no model: name one with --checkpoint" in capsys.readouterr().err

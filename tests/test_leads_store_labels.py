@@ -1,5 +1,7 @@
 """Leads by name, the store on disk, and label matrices."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ def test_spellings(spelling):
 
 
 def test_unknown_names_are_not_leads():
-    assert [lead_index(name) for name in ("V7", "MLII", "", "X", "VR")] == [None] * 5
+    assert [lead_index(name) for name in ("V7", "MLII", "", "X", "VR", "-aVR")] == [None] * 6
 
 
 def heart(samples=50):
@@ -112,6 +114,10 @@ def test_bad_stores(store, tmp_path):
         EcgStore(tmp_path / "nothing")
     with pytest.raises(CremaError, match="do not fit signals"):
         StoreWriter(tmp_path / "x", fs=10, seconds=4).append(signals[:, :, :10], [])
+    shutil.copytree(store.path, tmp_path / "half")
+    (tmp_path / "half" / "signals.i16").unlink()
+    with pytest.raises(CremaError, match="not a prepared data set"):
+        EcgStore(tmp_path / "half")
     with open(store.path / "signals.i16", "ab") as file:
         file.write(b"1")
     with pytest.raises(CremaError, match="prepare the data set again"):

@@ -257,6 +257,8 @@ def test_find_takes_a_name_or_a_folder(store, tmp_path, monkeypatch):
     shutil.copytree(store.path, tmp_path / "stores" / "mine-200hz-10s")
     with pytest.raises(CremaError, match=r"mine-100hz-10s, mine-200hz-10s: give the folder"):
         find("mine")
+    shutil.move(tmp_path / "stores" / "mine-200hz-10s", tmp_path / "stores" / "mine-extra-100hz-10s")
+    assert find("mine").path.name == "mine-100hz-10s", "a longer name is another data set"
 
 
 def test_figure_of_the_closest():

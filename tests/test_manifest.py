@@ -425,8 +425,9 @@ def test_interrupt_is_one_sentence(archive, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(archives, "_receive", interrupt)
-    with pytest.raises(CremaError, match="interrupted; run the command again"):
+    with pytest.raises(CremaError, match="interrupted; run the command again") as told:
         fetch(archive.publish(PTBXL), workers=1)
+    assert told.value.status == 130
 
 
 def test_zenodo_record_is_fetched_checked_and_unpacked(archive):

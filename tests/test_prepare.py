@@ -182,6 +182,21 @@ def test_limit_seconds_and_rate(tmp_path):
         write(tmp_path / "in", name)
     store, _ = run(tmp_path / "in", tmp_path / "out", limit=2, fs=250, seconds=4, band=(0.5, 100))
     assert store.signals.shape == (2, 12, 1000) and (store.fs, store.seconds) == (250, 4)
+    for wrong in ({"limit": 0}, {"limit": -1}, {"seconds": 0}, {"seconds": -1}, {"workers": -1}):
+        with pytest.raises(CremaError, match="each must be one or more"):
+            run(tmp_path / "in", tmp_path / "wrong", **wrong)
+
+
+def test_a_folder_with_something_else_is_left_as_it_is(tmp_path):
+    write(tmp_path / "in", "a")
+    before = sorted(path.name for path in (tmp_path / "in").iterdir())
+    with pytest.raises(CremaError, match="in holds something else than a prepared data set"):
+        run(tmp_path / "in", tmp_path / "in")
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == before
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "in", tmp_path / "empty")
+    store, _ = run(tmp_path / "in", tmp_path / "empty")
+    assert len(store) == 1 and not list(tmp_path.glob("*.part")), "an empty folder and an earlier store give way"
 
 
 def test_default_place(tmp_path, monkeypatch):
@@ -293,6 +308,16 @@ def test_challenge_codes_come_from_the_table_beside(tmp_path):
     for folder in (tmp_path / "in", tmp_path / "in" / "georgia"):
         table = run(folder, tmp_path / "out")[0].table
         assert table["labels"].tolist() == ["427172004;59118001", "59118001"] and table["source"].tolist() == ["georgia", "mine"]
+
+
+def test_somebodys_own_labels_are_passed_over_and_a_record_twice_is_told(tmp_path):
+    write(tmp_path / "in", "E1", comments=["Dx: 59118001"])
+    labels = tmp_path / "in" / "labels.csv"
+    labels.write_text("file,label\nE1,normal\n")
+    assert run(tmp_path / "in", tmp_path / "out")[0].table["labels"].tolist() == ["59118001"]
+    labels.write_text("record,source,snomed\nE1,georgia,1\nE1,georgia,2\n")
+    with pytest.raises(CremaError, match="more than one row for record E1"):
+        run(tmp_path / "in", tmp_path / "out")
 
 
 def test_names_that_repeat_keep_their_folder(tmp_path):

@@ -268,6 +268,10 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
     holes = table(tmp_path, {"I": [0.1, None, 0.3, 0.2]}, "holes")
     assert np.isnan(read_csv(holes, fs=100, unit="mV").signal[0]).tolist() == [False, True, False, False]
     assert read_csv(path, fs=250, unit="mV").fs == 250
+    twice = tmp_path / "twice.csv"
+    twice.write_text("I,II,V1,II\n" + "0,1,2,3\n" * 900)
+    with pytest.raises(CremaError, match="lead II is given twice"):
+        read_csv(twice, fs=100, unit="mV")
 
 
 @pytest.mark.parametrize(

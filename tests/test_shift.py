@@ -121,6 +121,17 @@ def test_labels_that_cannot_be_learnt_at_home_are_left_out(store):
     assert model.names == tuple(np.delete(names, 1)) and len(model.thresholds) == 4
 
 
+def test_a_measure_that_one_side_lacks_is_left_out_of_both():
+    home, away = drawn(seed=0), drawn(seed=1)
+    for model in away.scores:
+        away.scores[model][:, 1] = 0  # nothing there is called positive, so label b has no precision
+    ours = Yardstick(TWO, home, n=20)
+    table = ours.hold(away, measures=["precision"])
+    only = np.array([True, False, True])
+    pd.testing.assert_frame_equal(table, ours.hold(away, measures=["precision"], labels=only))
+    assert (table["labels"] == 2).all()
+
+
 def test_a_drop_is_home_less_away_on_shared_labels():
     home, away = drawn(seed=0), drawn(seed=1, spread=3.0)
     away.targets[:, 2] = 0  # nobody there has label c

@@ -1,6 +1,7 @@
 """The simulator: lead identities, determinism, who is recorded, and that each label shows in the signal."""
 
 import hashlib
+import os
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
 from crema_lib.data.simulate import DELTA, GROUPS, SITES, simulate, simulated_store
-from crema_lib.data.store import COLUMNS
+from crema_lib.data.store import COLUMNS, StoreWriter
 from crema_lib.errors import CremaError
 
 SUPERCLASS = {
@@ -277,6 +278,23 @@ def test_store_is_written_once(tmp_path):
         assert again.meta["sha256"] != store.meta["sha256"]
     (tmp_path / "sim" / "store.json").write_text("{")
     assert simulated_store(tmp_path / "sim", 140, seed=8, seconds=5).meta["sha256"] == store.meta["sha256"]
+
+
+def test_a_store_that_another_process_finishes_first_is_the_one_that_stays(tmp_path, monkeypatch):
+    append, pid, first = StoreWriter.append, os.getpid(), []
+
+    def overtaken(self, *arguments):
+        if not first:
+            first.append(None)
+            monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+            first[0] = simulated_store(tmp_path / "sim", 40, seconds=5)
+            monkeypatch.setattr(os, "getpid", lambda: pid)
+        append(self, *arguments)
+
+    monkeypatch.setattr(StoreWriter, "append", overtaken)
+    second = simulated_store(tmp_path / "sim", 40, seconds=5)
+    first[0].check_unchanged()
+    assert second.stamp == first[0].stamp and [path.name for path in tmp_path.iterdir()] == ["sim"]
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 2.5}, {"seed": -1}, {"fs": 20}, {"seconds": 0}, {"fs": float("nan")}, {"n": "3"}])

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import threading
 import time
 import zipfile
@@ -24,7 +25,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
 from .. import paths
-from ..errors import CremaError
+from ..errors import CremaError, Stopped
 from .manifest import dataset, describe, load, locate, steps
 
 LISTS = {"sha256": "SHA256SUMS.txt", "md5": "MD5SUMS.txt"}
@@ -190,7 +191,7 @@ def fetch(name, dest=None, *, only=None, base_url=None, workers=4, progress=True
             if not problems and row["checksums"] == "zenodo-md5":
                 _unzip(folder, files)
         except KeyboardInterrupt:
-            raise CremaError(f"{name}: interrupted; run the command again, it goes on where it stopped") from None
+            raise Stopped(f"{name}: interrupted; run the command again, it goes on where it stopped", signal.SIGINT) from None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 text = f"no space left in {folder}: make room, or choose another folder, and run the command again, complete files are kept"

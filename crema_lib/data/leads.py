@@ -27,9 +27,12 @@ _BY_KEY = {lead.upper(): i for i, lead in enumerate(LEADS)}
 
 @functools.lru_cache(maxsize=4096)
 def lead_index(name):
-    """Position of a lead in `LEADS` from any usual spelling (`AVR`, `aVR`, `MDC_ECG_LEAD_AVR`, `Lead II`, `ecg_v1`, `DII`), else None."""
+    """Position of a lead in `LEADS` from any usual spelling (`AVR`, `aVR`, `MDC_ECG_LEAD_AVR`, `Lead II`, `ecg_v1`, `DII`), else None.
+
+    A name that begins with a minus is that of an inverted lead (-aVR of the Cabrera order) and none of the twelve.
+    """
     key = re.sub(r"^(MDC[ _]?)?(ECG[ _])?(LEAD[ _]?)?(D(?=I))?", "", str(name).strip().upper())
-    return _BY_KEY.get(key.strip(" _-"))
+    return None if str(name).strip().startswith("-") else _BY_KEY.get(key.strip(" _-"))
 
 
 def to_canonical(signal, names):

@@ -12,6 +12,7 @@ import pandas as pd
 
 from .. import paths
 from ..errors import CremaError
+from .store import prepared
 
 COUNTS, NUMBERS = ["records", "patients", "leads"], ["hz", "seconds"]
 TEXTS = ["name", "title", "version", "role", "licence", "access", "url", "files_url", "part", "checksums", "format", "citation", "note"]
@@ -90,9 +91,7 @@ def locate(name, source=None):
 
 
 def _here(name):
-    folder, stores = paths.data_home() / name, paths.data_home() / "stores"
-    prepared = stores.is_dir() and any(re.fullmatch(rf"{name}-[\d.]+hz-[\d.]+s", store.name) for store in stores.iterdir())
-    return ", ".join(["on disk"] * folder.is_dir() + ["prepared"] * prepared)
+    return ", ".join(["on disk"] * (paths.data_home() / name).is_dir() + ["prepared"] * bool(prepared(name)))
 
 
 def _number(value):

@@ -68,7 +68,7 @@ def condition(signal, fs, *, fs_out=100, band=(0.5, 40.0)):
 
 
 def _ratio(fs, fs_out):
-    """fs_out / fs as a fraction; exact for rates such as 257 or 62.5 Hz, within 1e-6 for any."""
+    """fs_out / fs as a fraction; exact for rates such as 257 or 62.5 Hz, within 1e-4 of it for any."""
     for rate in (fs, fs_out):
         if not RATES[0] <= rate <= RATES[1]:
             raise CremaError(f"a sampling rate of {rate:g} Hz is implausible for an ECG: it must lie between {RATES[0]} and {RATES[1]} Hz")
@@ -130,8 +130,11 @@ def prepare(
         (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out` or `kept with flag`), also in report.csv.
 
     Raises:
-        CremaError: no recordings, not one that can be used, unreadable tables, a bad band, no space left. An earlier store stays then.
+        CremaError: an argument out of range, no recordings, not one that can be used, unreadable tables, a bad band, a folder `out` with
+            something else than a store, no space left. An earlier store stays then.
     """
+    if round(fs * seconds) < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 1):
+        raise CremaError(f"cannot prepare {seconds} s at {fs} Hz, {limit} records in {workers} processes: each must be one or more")
     if source is None:
         from . import manifest
 

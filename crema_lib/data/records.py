@@ -7,6 +7,7 @@ Formats: https://wfdb.io/spec/header-files.html and https://wfdb.io/spec/signal-
 import functools
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -118,12 +119,16 @@ def read_csv(path, fs=None, unit=None):
     name = Path(path).stem
     try:
         table = pd.read_csv(path, skipinitialspace=True)
+        header = pd.read_csv(path, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0]  # above, what is given twice is renamed
         named = {column: _COLUMN.match(str(column)).groups() for column in table}
         leads = {column: found for column, found in named.items() if lead_index(found[0]) is not None}
         values = table[list(leads)].to_numpy(dtype=np.float32).T
         times = [table[column].to_numpy(dtype=float) for column, found in named.items() if found[0].lower() == "time"]
     except (OSError, ValueError) as error:
         raise CremaError(f"record {name}: {path} is no table of numbers: {error}") from None
+    counted = Counter(lead_index(_COLUMN.match(str(column))[1]) for column in header)
+    if twice := [LEADS[i] for i, n in counted.items() if i is not None and n > 1]:
+        raise CremaError(f"record {name}: lead {twice[0]} is given twice in {path}: leave one out")
     if not leads:
         raise CremaError(f"record {name}: no column of {path} is a lead: known are {' '.join(LEADS)}")
     for lead, given in leads.values():

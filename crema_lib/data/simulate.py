@@ -50,12 +50,8 @@ def simulated_store(path, n, *, seed=0, fs=100, seconds=10):
     """The same recordings as an `EcgStore` at path: opened if it is there and was made with these arguments, else written."""
     _check(n, seed, fs, seconds)
     made = {"version": VERSION, "n": int(n), "seed": int(seed)}
-    try:
-        store = EcgStore(path)
-        if store.meta.get("simulator") == made and (store.fs, store.seconds) == (fs, seconds):
-            return store
-    except CremaError:  # absent or damaged: write it
-        pass
+    if store := _made(path, made, fs, seconds):
+        return store
     table, traits = _population(n, seed, round(fs * seconds))
     writer = StoreWriter(path, fs=fs, seconds=seconds, source="simulated", band=BAND, simulator=made)
     try:
@@ -64,7 +60,19 @@ def simulated_store(path, n, *, seed=0, fs=100, seconds=10):
     except BaseException:
         writer.discard()
         raise
+    if store := _made(path, made, fs, seconds):  # another process was faster, and may be reading already
+        writer.discard()
+        return store
     return writer.close()
+
+
+def _made(path, made, fs, seconds):
+    """The store at path if it was made so, None where it is absent, damaged or another one."""
+    try:
+        store = EcgStore(path)
+    except CremaError:
+        return None
+    return store if store.meta.get("simulator") == made and (store.fs, store.seconds) == (fs, seconds) else None
 
 
 def _check(n, seed, fs, seconds):

@@ -56,7 +56,15 @@ def _csv(path, columns=None, key=None):
         table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise CremaError(f"{path} is damaged or not the table that it should be: {error}") from None
+    if key and (twice := table[key][table[key].duplicated()].tolist()):
+        raise CremaError(f"{path} has more than one row for {key} {twice[0]}: leave one")
     return table.set_index(key) if key else table
+
+
+def _has(path, columns):
+    """The first line of a file names these columns; a table of that name may be somebody's own."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return set(columns) <= {name.strip(' "\n\r\ufeff') for name in file.readline().split(",")}
 
 
 def _ptbxl(source, fs):
@@ -158,8 +166,9 @@ def _wfdb(source, fs):
     headers = sorted(source.rglob("*.hea"))
     if not headers:
         return [{"record": path.stem, "path": path} for path in sorted(source.glob("*.csv"))]
-    labels = next((path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file()), None)
-    codes = _csv(labels, ["record", "source", "snomed"], "record").to_dict("index") if labels and headers else {}
+    columns = ["record", "source", "snomed"]
+    labels = [path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file() and _has(path, columns)]
+    codes = _csv(labels[0], columns, "record").to_dict("index") if labels else {}
     unique = len({path.stem for path in headers}) == len(headers)
     rows = []
     for path in headers:

@@ -9,7 +9,10 @@ On disk, a folder:
 import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from ..paths import data_home
 from .leads import LEADS
 
 MV_PER_STEP = 0.001
+FILES = {"signals.i16", "table.parquet", "store.json", "report.csv"}
+ABANDONED = 7 * 24 * 3600  # s; a half-written store of that age is one whose process was killed
 TRAIN, VALID, TEST = tuple(range(1, 9)), (9,), (10,)  # folds: pretrain and train, choose, read once for a table
 COLUMNS = {
     "record": "str",  # name inside its source
@@ -39,14 +44,21 @@ COLUMNS = {
 
 
 class StoreWriter:
-    """Writes a store beside its final place and moves it there whole, so that a half-written store never exists."""
+    """Writes a store beside its final place and moves it there whole, so that a half-written store never exists.
+
+    Raises:
+        CremaError: a folder with something else than a store is in its place.
+    """
 
     def __init__(self, path, *, fs, seconds, **meta):
         self.path, self.meta = Path(path), {"fs": fs, "seconds": seconds, "leads": LEADS, **meta}
         self.samples = round(fs * seconds)
-        self.part = self.path.with_name(self.path.name + ".part")
-        if self.part.exists():
-            shutil.rmtree(self.part)
+        if self.path.exists() and (not self.path.is_dir() or {file.name for file in self.path.iterdir()} - FILES):
+            raise CremaError(f"{self.path} holds something else than a prepared data set: it is left as it is, give another folder")
+        self.part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")  # others may write the same store at the same time
+        for left in {self.part, *self.path.parent.glob(f"{self.path.name}.*.part")}:
+            if left == self.part or time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         self.part.mkdir(parents=True)
         self.file = open(self.part / "signals.i16", "wb")  # noqa: SIM115 - closed by close or discard
         self.hash, self.rows = hashlib.sha256(), []
@@ -93,13 +105,15 @@ class EcgStore:
         try:
             self.meta = json.loads((self.path / "store.json").read_text())
             self.table = pd.read_parquet(self.path / "table.parquet")
+            found = (self.path / "signals.i16").stat().st_size
         except (OSError, ValueError) as error:
-            raise CremaError(f"{self.path} is not a prepared data set (no readable store.json and table.parquet): {error}") from None
+            what = "no readable store.json, table.parquet and signals.i16"
+            raise CremaError(f"{self.path} is not a prepared data set ({what}): {error}") from None
         if "year" not in self.table:  # prepared before the column was there
             self.table["year"] = 0
         self.fs, self.seconds = self.meta["fs"], self.meta["seconds"]
         shape = (len(self.table), 12, round(self.fs * self.seconds))
-        found, needed = (self.path / "signals.i16").stat().st_size, 2 * shape[0] * shape[1] * shape[2]
+        needed = 2 * shape[0] * shape[1] * shape[2]
         if found != needed:
             raise CremaError(f"{self.path}/signals.i16 has {found} bytes where its table needs {needed}: prepare the data set again")
         if not len(self.table):
@@ -147,6 +161,13 @@ class EcgStore:
         return np.flatnonzero(self.table["fold"].isin(list(folds)))
 
 
+def prepared(name):
+    """Folders of the stores of a data set, one for each sampling rate and length that it was prepared at."""
+    folder = data_home() / "stores"
+    form = re.compile(rf"{re.escape(str(name))}-[\d.]+hz-[\d.]+s")  # `cpsc2018` is not `cpsc2018-extra`
+    return sorted(path for path in folder.iterdir() if form.fullmatch(path.name)) if folder.is_dir() else []
+
+
 def find(name):
     """The prepared data set of a name (`ptb-xl`) or a folder.
 
@@ -155,7 +176,7 @@ def find(name):
     """
     if (Path(name) / "store.json").is_file():
         return EcgStore(Path(name).resolve())
-    found = sorted((data_home() / "stores").glob(f"{name}-*hz-*s"))
+    found = prepared(name)
     if len(found) != 1:
         several = f"it is prepared as {', '.join(path.name for path in found)}: give the folder of one"
         none = f"it is neither a folder with a store.json nor prepared in {data_home() / 'stores'}: python -m crema_lib data prepare {name}"

@@ -112,18 +112,22 @@ class Yardstick:
                 self._known[key] = self._measure(self.sample, metric, shared, self.seed)
             home, away = self._known[key], self._measure(sample, metric, shared, self.seed + (not paired))
             sign = -1 if metric in LESS_IS_BETTER else 1
+            here_too, there_too = np.isin(home.names, away.names), np.isin(away.names, home.names)
+            if not there_too.any():
+                raise CremaError(f"{sample.name} and home share no label whose {metric} is defined on both sides: leave it out")
             for model in sample.scores:
-                value, here = away.macro(model), home.macro(model)
-                differences = sign * (macro(home.resampled[model])[0] - macro(away.resampled[model])[0])
+                value, here = away.macro(model, there_too), home.macro(model, here_too)
+                at_home = macro(home.resampled[model][:, here_too])[0]
+                differences = sign * (at_home - macro(away.resampled[model][:, there_too])[0])
                 drop = interval(sign * (here.value - value.value), differences)
-                share = interval(drop.value / here.value, differences / macro(home.resampled[model])[0])
+                share = interval(drop.value / here.value, differences / at_home)
                 rows.append(
                     {
                         "sample": sample.name,
                         "model": model,
                         "metric": metric,
                         "records": len(sample.targets),
-                        "labels": len(away.names),
+                        "labels": int(there_too.sum()),
                         **vars(value),
                         "home": here.value,
                         **{f"drop{end}": v for end, v in zip(("", "_low", "_high"), vars(drop).values(), strict=True)},
