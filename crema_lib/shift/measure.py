@@ -12,6 +12,7 @@ from ..metrics.thresholds import decide
 MEASURES = ("auroc", "auprc", "sensitivity", "specificity", "brier", "ece")
 DECIDED = ("sensitivity", "specificity", "precision", "f1")  # metrics of decisions at a threshold
 LESS_IS_BETTER = ("brier", "ece", "log_loss")
+UNBOUNDED = ("ece",)  # chance adds to it by size and model, and no resampling takes that out of a difference: see tests/test_shift.py
 
 
 def net_benefit(targets, scores, weights=None, *, at=0.1):
@@ -94,7 +95,8 @@ class Yardstick:
 
         Returns:
             DataFrame sample, model, metric, records, labels, value, low, high, home, drop, drop_low, drop_high, relative, relative_low,
-            relative_high. A drop is positive where it is worse away, `relative` is the drop as a share of what home reached.
+            relative_high. A drop is positive where it is worse away, `relative` is the drop as a share of what home reached. The ends of
+            a drop of the calibration error are NaN: it has no interval that holds.
 
         Raises:
             CremaError: no label has enough positives and negatives on both sides.
@@ -119,6 +121,8 @@ class Yardstick:
                 value, here = away.macro(model, there_too), home.macro(model, here_too)
                 at_home = macro(home.resampled[model][:, here_too])[0]
                 differences = sign * (at_home - macro(away.resampled[model][:, there_too])[0])
+                if metric in UNBOUNDED:
+                    differences = np.full_like(differences, np.nan)
                 drop = interval(sign * (here.value - value.value), differences)
                 share = interval(drop.value / here.value, differences / at_home)
                 rows.append(
