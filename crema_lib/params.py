@@ -68,6 +68,7 @@ SCHEMA = {
         Parameter("lead_drop", float, "probability that a view loses a random subset of its leads", 0, 1),
         Parameter("noise", float, "largest level of white noise and of wander added to a view, mV", 0, 10),
         Parameter("gain", float, "spread of the random gain of a view", 0, 2),
+        Parameter("momentum", float, "of JEPA's teacher at the first step", 0, 1),
         Parameter("patch_norm", bool, "draw each patch without its own level and size"),
         Parameter("epochs", int, "passes over the training records", 1, 100_000),
         Parameter("batch_size", int, "records a step", 2, 65_536),

@@ -15,12 +15,12 @@ from .sit import SiT
 # All parameters that pretraining reads, and those among them that are an objective's.
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
-    "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain", "patch_norm", "epochs",
-    "batch_size", "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile", "device",
+    "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain", "momentum",
+    "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain",
-    "patch_norm",
+    "momentum", "patch_norm",
 )  # fmt: skip
 OWN = ("block", "decoder_width", "decoder_depth")  # those that are the objective's own where a profile says 0
 
