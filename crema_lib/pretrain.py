@@ -16,7 +16,8 @@ from .sit import SiT
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
     "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain", "momentum",
-    "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile", "device",
+    "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile",
+    "device",
 )  # fmt: skip
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain",
