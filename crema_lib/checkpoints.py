@@ -185,7 +185,7 @@ def differences(saved, identity, defaults):
     """
     different = []
     for key, now in identity.items():
-        if isinstance(now, dict):
+        if isinstance(now, dict) and key in {**saved, **defaults}:
             then = {**{name: value for name, value in defaults.get(key, {}).items() if name in now}, **saved.get(key, {})}
             names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
             if names:

@@ -1,9 +1,9 @@
 """What a step costs: floating-point operations, the machine's own peak, seconds measured side by side, and where the time goes."""
 
 import functools
+import math
 import os
 import re
-import resource
 import statistics
 import sys
 import time
@@ -108,7 +108,7 @@ def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, com
     per_epoch = len(rows) // training.batch_size
     if not per_epoch:
         raise CremaError(f"{len(rows)} records are fewer than a batch of {training.batch_size}")
-    training = type(training)(**{**vars(training), "epochs": (steps + skip) / per_epoch, "log_every": 1})
+    training = type(training)(**{**vars(training), "epochs": (steps + skip) / per_epoch, "log_every": 1, "checkpoint_seconds": math.inf})
     fit(objective, store, rows, training, folder, companion=Clock(), progress=False, **options)
     return np.diff(ends)[-steps:].tolist()
 
@@ -168,4 +168,6 @@ def peak_memory(device="cpu"):
         marks = None
     if marks:
         return 1024 * int(marks[1])
+    import resource  # there is none on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -198,17 +198,18 @@ def _holds(found, shape, first):
 def _new_arrays(forms, paths):
     """Empty arrays, dict name -> array, for forms name -> (shape, type); those with a path are a file, which is there once all are full."""
     parts = {name: path.with_name(f"{path.stem}.{os.getpid()}.part") for name, path in paths.items() if name in forms}
-    for part in parts.values():
-        part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        arrays = {
-            name: np.lib.format.open_memmap(parts[name], "w+", dtype, shape) if name in parts else np.empty(shape, dtype)
-            for name, (shape, dtype) in forms.items()
-        }
+    with contextlib.ExitStack() as stack:
+        try:
+            for part in parts.values():
+                part.parent.mkdir(parents=True, exist_ok=True)
+                stack.callback(part.unlink, missing_ok=True)
+            arrays = {
+                name: np.lib.format.open_memmap(parts[name], "w+", dtype, shape) if name in parts else np.empty(shape, dtype)
+                for name, (shape, dtype) in forms.items()
+            }
+        except OSError as error:
+            raise CremaError(f"features cannot be kept ({error}): make room, or give another folder as the cache") from None
         yield arrays
         for name, part in parts.items():
             arrays[name].flush()
             part.replace(paths[name])
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

@@ -70,9 +70,14 @@ class Training:
 
     def __post_init__(self):
         for wrong, why in (
-            (not self.epochs > 0, f"epochs {self.epochs} is not positive"),
+            (not 0 < self.epochs < math.inf, f"epochs {self.epochs} is not positive or not finite"),
             (self.accumulate < 1, f"accumulate {self.accumulate} is below 1"),
             (not 0 <= self.lr < math.inf, f"lr {self.lr} is no learning rate"),
+            (not 0 <= self.weight_decay < math.inf, f"weight_decay {self.weight_decay} is negative or not finite"),
+            (not 0 <= self.warmup < 1, f"warmup {self.warmup} is outside 0 <= warmup < 1"),
+            (not 0 <= self.clip < math.inf, f"clip {self.clip} is negative or not finite"),
+            (not all(0 <= beta < 1 for beta in self.betas), f"betas {self.betas} are outside 0 <= beta < 1"),
+            (not 0 <= self.seed < 2**32, f"seed {self.seed} is outside 0 <= seed < 2^32"),
             (min(self.log_every, self.checkpoint_every) < 1, "log_every and checkpoint_every must be at least 1"),
             (not self.checkpoint_seconds >= 0, "checkpoint_seconds must not be negative"),
             (self.precision not in ("no", "bf16", "fp16"), f"unknown precision {self.precision!r}: known are no, bf16, fp16"),
@@ -155,12 +160,13 @@ def identity_of(module, store, rows, targets, training, steps, world):
         "data": store.meta["sha256"],
         "options": getattr(module, "options", {}),
         "objective": type(module).__name__,
+        "encoder": getattr(module.encoder, "_hub_mixin_config", {}),
         "rows": crc(rows, np.int64),
         "leads": crc(store.lead_mask[rows], bool),
         "targets": crc([] if targets is None else targets, np.float32),
         "processes": world,
     }
-    return json.loads(json.dumps(identity))
+    return json.loads(json.dumps(identity, default=str))
 
 
 def generators():
@@ -283,12 +289,17 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         the norm of the gradient before `clip`.
 
     Raises:
-        CremaError: fewer records than a batch, a batch that cannot be shared evenly, a loss, gradient or weights that are not finite, a
-            folder that cannot be written to, is in use, or holds another run, a store that changed, `shard` in a single process or with a
-            companion. The last checkpoint is kept, and never holds anything that is not finite.
+        CremaError: a store of another rate or length than the encoder's, fewer records than a batch, a batch that cannot be shared evenly,
+            a loss, gradient or weights that are not finite, a folder that cannot be written to, is in use, or holds another run, a store
+            that changed, `shard` in a single process or with a companion. The last checkpoint is kept, and never holds anything that is
+            not finite.
         Stopped: SIGTERM or SIGINT came (Ctrl-C; a notebook's interrupt). A checkpoint was written after the step; of several processes,
             after the next step that is logged or saved, so that all stop at the same one.
     """
+    encoder = module.encoder
+    if store.fs != encoder.fs or store.seconds != encoder.seconds:
+        here = f"{store.path.name} holds {store.seconds} s at {store.fs} Hz"
+        raise CremaError(f"the encoder takes {encoder.seconds} s at {encoder.fs} Hz, {here}")
     if training.shard and companion is not None:
         raise CremaError("a companion (the moving average of fine-tuning) needs whole weights after each step: leave shard off")
     out = Path(out)

@@ -61,7 +61,7 @@ def compare_task(store, task, outputs, *, probes=(), bootstrap=1000, seed=0):
             continue
         scores[model, run] = finetune.of_task(columns, values[place], task, names[known])
         groups.setdefault(model, []).append((model, run))
-    patients = store.table["patient"].to_numpy()[test]
+    patients = splits.patients(store.table)[test]
     result = compare(targets[test][:, known], scores, patients, names[known], n=bootstrap, seed=seed)
     return average(result, groups)
 
@@ -76,7 +76,7 @@ def compare_years(store, outputs, *, bootstrap=1000, seed=0):
         if "age" in columns:
             predictions[model, run] = finetune.of_task(columns, values[place], "age", ["years"])[:, 0]
             groups.setdefault(model, []).append((model, run))
-    found = compare_ages(years[test], predictions, store.table["patient"].to_numpy()[test], n=bootstrap, seed=seed)
+    found = compare_ages(years[test], predictions, splits.patients(store.table)[test], n=bootstrap, seed=seed)
     return {metric: average(result, groups) for metric, result in found.items()}
 
 

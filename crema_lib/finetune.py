@@ -39,7 +39,7 @@ class Classifier(Objective):
         readout: see `SiT.features`. dropout: before the head.
         crop: s, length of the random window in training; 0 for the whole recording, rolled in time by a random amount.
         token_drop: share of tokens left out in training (PatchDropout, Liu et al. 2023, arXiv 2208.07220): faster, and it regularises;
-            not for the readout "moments", whose steps are those between neighbours.
+            refused for the readout "moments", whose steps are those between neighbours.
         lead_drop, noise, gain: light augmentations, see `views`.
         blocks: train only the last so many transformer blocks (and the last norm and the head); None for everything.
         leads: names of the leads that it may see, in training and after, all others masked; None for all of the encoder's.
@@ -70,6 +70,10 @@ class Classifier(Objective):
             raise CremaError(f"a crop of {crop} s is no whole number of tokens ({encoder.patch} samples) within {encoder.seconds} s")
         if readout not in encoder.readouts:
             raise CremaError(f"unknown readout {readout!r} for this encoder: known are {', '.join(encoder.readouts)}")
+        if token_drop and readout == "moments":
+            raise CremaError("token_drop does not go with the readout moments, whose steps are those between neighbours: take another")
+        if not 0 <= dropout <= 1:
+            raise CremaError(f"dropout {dropout} is no probability")
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.feature_size(readout), sum(map(len, columns.values()))))
         nn.init.normal_(self.head[1].weight, std=0.01)
         nn.init.zeros_(self.head[1].bias)
@@ -159,6 +163,8 @@ def scores(model, store, rows, *, batch_size=128, device="cpu"):
             f"the network takes {encoder.seconds} s at {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
             f"{store.path.name} holds {store.seconds} s at {store.fs} Hz"
         )
+    if not len(rows):
+        raise CremaError("there is no recording to score")
     pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
     training = model.training
     model = model.to(device).eval()
@@ -271,7 +277,8 @@ def groups(model, training, layer_decay):
     """AdamW groups with the learning rate of layer k of n at lr * layer_decay^(n - k) (Clark et al. 2020, arXiv 2003.10555), by timm."""
     if layer_decay == 1:
         return parameter_groups(model, training.weight_decay)
-    found = param_groups_layer_decay(model, training.weight_decay, layer_decay=layer_decay)
+    spared = {name for name, p in model.named_parameters() if p.squeeze().ndim <= 1}  # as in `parameter_groups`: a single token, too
+    found = param_groups_layer_decay(model, training.weight_decay, spared, layer_decay=layer_decay)
     return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": training.lr * g["lr_scale"]} for g in found]
 
 
@@ -329,11 +336,13 @@ def finetune(
         raise CremaError(
             f"the encoder takes {encoder.seconds} s at {encoder.fs} Hz, {store.path.name} holds {store.seconds} s at {store.fs} Hz"
         )
+    if not len(tasks):
+        raise CremaError("there is no task to train on: name one")
     targets, columns = targets_of(store.table, tasks)
     train, valid, _ = splits.parts(store.table, (~np.isnan(targets)).any(1))
     rows = train if rows is None else np.asarray(rows)
-    if not np.isin(rows, train).all():
-        raise CremaError("fine-tuning takes recordings of folds 1 to 8 with a label of the tasks, and others were given")
+    if not len(rows) or not np.isin(rows, train).all():
+        raise CremaError("fine-tuning takes recordings of folds 1 to 8 with a label of the tasks, and others or none were given")
     out = Path(out)
     recipe = {"encoder": fingerprint(encoder)[:16], "layer_decay": layer_decay, "decay": decay, "times": times, "probe_first": probe_first}
     torch.manual_seed(training.seed)

@@ -65,5 +65,5 @@ def score_folds(store, task, features, networks=None, *, device="cpu"):
             both = finetune.scores(network, store, np.r_[valid, test], device=device)
             both = finetune.of_task(network.columns, both, task, names)
             scores[model] = both[: len(valid)], both[len(valid) :]
-    rate, patients = targets[train][:, known].mean(0), store.table["patient"].to_numpy()[test]
+    rate, patients = targets[train][:, known].mean(0), splits.patients(store.table)[test]
     return Folds(task, tuple(names), rate, targets[valid][:, known], targets[test][:, known], patients, scores)

@@ -338,5 +338,5 @@ def identify_store(store, arms, *, folds=VALID + TEST, space="cosine", apart=Fal
     told = {model: np.asarray(x)[rows] for model, x in arms.items()}
     if space != "cosine":
         told = {model: fit_space(space, arms[model][train]).transform(_matrix(x, "given")) for model, x in told.items()}
-    patients = (store.table["source"].astype(str) + "/" + store.table["patient"].astype(str)).to_numpy()[rows]
+    patients = splits.patients(store.table)[rows]
     return identify(told, patients, years=store.table["year"].to_numpy()[rows] if apart else None, **options)

@@ -98,7 +98,7 @@ def probe_leads(store, features, task, *, strengths=STARTS, bootstrap=1000, seed
         for count, x in subsets.items():
             for trained, probe in zip(TRAINED, (own[count], own[full], mixed), strict=True):
                 scores[model, trained, count] = probe.scores(x[test])[:, known]
-    patients = store.table["patient"].to_numpy()[test]
+    patients = splits.patients(store.table)[test]
     return compare(targets[test][:, known], scores, patients, names[known], n=bootstrap, seed=seed)
 
 

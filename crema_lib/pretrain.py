@@ -8,6 +8,7 @@ import torch
 from . import checkpoints, parallel
 from .data.store import TRAIN
 from .engine import Training, fit
+from .errors import CremaError
 from .leakage import remember
 from .objectives import OBJECTIVES, build, options
 from .sit import SiT
@@ -56,7 +57,13 @@ def unused(objective):
 
 
 def variant(p, objective, seed, **changed):
-    """Parameters of one run of a comparison: those of `p` for `p.objective_epochs` passes, with changes, in a folder of its own."""
+    """Parameters of one run of a comparison: those of `p` for `p.objective_epochs` passes, with changes, in a folder of its own.
+
+    Raises:
+        CremaError: a change that would change nothing: of an option that the objective does not have, or of data that are open already.
+    """
+    if idle := [name for name in changed if name in (*unused(objective), "data", "records", "fs", "seconds")]:
+        raise CremaError(f"a run of {objective} is the same whatever {idle[0]} is: leave it out")
     folder = "-".join([objective, f"s{seed}", *(f"{name}-{value}" for name, value in changed.items())])
     own = {"objective": objective, "seed": seed, "epochs": p.objective_epochs, "run_dir": p.run_dir / "objectives" / folder}
     return SimpleNamespace(**{**vars(p), **own, **changed})

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .data import splits
 from .data.sources import rows_of
 from .embeddings import frozen
 from .errors import CremaError
@@ -268,5 +269,5 @@ def error_by_wave(objective, store, marks, rows=None, *, mask_ratio=None, block=
             sums.append((kinds[:, :, None] == np.arange(len(WAVES))[:, None]).astype(float) @ values)
     table = store.table.iloc[rows]
     return WaveErrors(
-        encoder.leads, table["patient"].to_numpy(), table["record"].to_numpy(), np.concatenate(sums), {**masks, "patch": encoder.patch}
+        encoder.leads, splits.patients(table), table["record"].to_numpy(), np.concatenate(sums), {**masks, "patch": encoder.patch}
     )

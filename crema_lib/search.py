@@ -3,7 +3,7 @@
     a change of pretraining  ── pretrain folds 1-8 ── linear probes ──┐
     a change of fine-tuning  ── fine-tune the published encoder ──────┴▶ macro AUROC on fold 9 ──▶ a row of results/PROFILE/search.csv
 
-Nothing here looks at fold 10: the store of a search holds the other nine. A change of pretraining runs for `objective_epochs` passes in
+Nothing here looks at fold 10: it is in the store, and no row of it is read. A change of pretraining runs for `objective_epochs` passes in
 the folder that chapter 14 would use, so that its comparison finds the run done.
 """
 
@@ -69,9 +69,7 @@ def trial(p, store, text, checkpoint=None):
     """
     change = params.parse_change(text)
     if stage_of(change) == "pretraining":
-        given = dict(change)
-        readout = given.pop("readout", p.readout)  # the encoder is the same
-        own = pretrain.variant(p, given.pop("objective", p.objective), given.pop("seed", p.seed), **given)
+        own, readout = pretrained(p, change)
         model, log = pretrain.pretrain(own, store, progress=False)
         scores, passes = probed(model.encoder, store, readout, p.device), own.epochs
     else:
@@ -92,6 +90,13 @@ def trial(p, store, text, checkpoint=None):
         "minutes": round(float(log["seconds"].iloc[-1]) / 60, 1),
         "commit": f"{commit[:10]}{'+' * bool(changed)}" if commit else "",
     }
+
+
+def pretrained(p, change):
+    """Parameters of the pretraining of a trial and the readout that is probed, see `pretrain.variant`."""
+    given = dict(change)
+    readout = given.pop("readout", p.readout)  # the encoder is the same
+    return pretrain.variant(p, given.pop("objective", p.objective), given.pop("seed", p.seed), **given), readout
 
 
 def probed(encoder, store, readout, device="cpu"):
@@ -124,10 +129,14 @@ def search(p, store, changes, log, *, checkpoint=None, note=""):
         The log as a DataFrame.
 
     Raises:
-        CremaError: see `stage_of`, `params.parse_change`, `pretrain.pretrain`, `finetune.finetune`. All texts are checked first.
+        CremaError: see `stage_of`, `params.parse_change`, `pretrain.variant`, `pretrain.pretrain`, `finetune.finetune`. All texts are
+            checked first.
     """
     log = resolve(log)
     stages = {text: stage_of(params.parse_change(text)) for text in changes}
+    for text, stage in stages.items():
+        if stage == "pretraining":
+            pretrained(p, params.parse_change(text))
     for text, stage in stages.items():
         rows = read_log(log)
         if ((rows["stage"] == stage) & (rows["change"] == text)).any():

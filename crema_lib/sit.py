@@ -14,7 +14,7 @@ from torch import nn
 
 from . import weights
 from .data.leads import LEADS, to_canonical
-from .data.prepare import condition, crop_or_pad
+from .data.prepare import MIN_SECONDS, condition, crop_or_pad
 from .errors import CremaError
 
 SIZES = {
@@ -145,7 +145,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError("no config.json")
             with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
-                return super().from_pretrained(str(folder), **options).eval()
+                return super().from_pretrained(str(folder), strict=True, **options).eval()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise CremaError(f"{folder} holds no Signal Transformer that can be loaded: {reason}") from None
@@ -359,14 +359,18 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             exactly as `prepare` does.
 
         Raises:
-            CremaError: unknown unit or readout, rate that is not positive, NaN, no known lead.
+            CremaError: unknown unit or readout, rate that is not positive, less than a second, NaN, no known lead.
         """
         signal = np.asarray(signal, dtype=np.float32)
         signal = signal[None] if signal.ndim == 2 else signal
+        if signal.ndim != 3 or not len(signal):
+            raise CremaError(f"an array of shape {signal.shape} is no recording (leads, samples), nor several of them")
         if unit not in MV_PER_UNIT:
             raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
         if not fs or fs <= 0:
             raise CremaError(f"the sampling rate must be positive, not {fs}")
+        if signal.shape[2] < MIN_SECONDS * fs:
+            raise CremaError(f"{signal.shape[2] / fs:.2f} s are too short: at least {MIN_SECONDS:g} s are needed")
         if not np.isfinite(signal).all():
             raise CremaError("the signal holds NaN or infinite values: fill or cut them first")
         ordered = [to_canonical(record * np.float32(MV_PER_UNIT[unit]), leads) for record in signal]
@@ -376,11 +380,13 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         mask = torch.from_numpy(np.stack([present for _, present in ordered])[:, pick])
         device, training = self.scale.device, self.training
         self.eval()
-        parts = [
-            self.features(ready[i : i + batch_size].to(device), mask[i : i + batch_size].to(device), readout).cpu()
-            for i in range(0, len(ready), batch_size)
-        ]
-        self.train(training)
+        try:
+            parts = [
+                self.features(ready[i : i + batch_size].to(device), mask[i : i + batch_size].to(device), readout).cpu()
+                for i in range(0, len(ready), batch_size)
+            ]
+        finally:
+            self.train(training)
         return torch.cat(parts).numpy()
 
 

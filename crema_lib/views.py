@@ -55,13 +55,13 @@ def block_mask(batch, patches, ratio, block, device="cpu"):
     return order[:, n_hidden:].sort(dim=1).values, order[:, :n_hidden].sort(dim=1).values
 
 
-def shift(signal, samples=None):
-    """Roll each record in time by its own random number of samples (circular, at most the whole length).
+def shift(signal):
+    """Roll each record in time by its own random number of samples (circular).
 
     A rhythm strip has no preferred start; the seam costs one unnatural beat. signal: (batch, leads, samples).
     """
     batch, _, length = signal.shape
-    by = integers(0, samples or length, batch, 1, device=signal.device)
+    by = integers(0, length, batch, 1, device=signal.device)
     index = (torch.arange(length, device=signal.device) + by) % length
     return signal.gather(2, index[:, None].expand_as(signal))
 

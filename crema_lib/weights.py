@@ -144,8 +144,9 @@ def publish(folder, name, dtype="float16"):
     if missing := [file for file in (*ENCODER, *HEADS, SEEN) if not (folder / file).is_file()]:
         raise CremaError(f"{folder} is no whole trained model: it lacks {', '.join(missing)}")
     load(folder)
-    part = out.with_name(f".{name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = (out.with_name(f".{name}.{kind}") for kind in ("part", "old"))
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         for file in ("model.safetensors", "heads.safetensors"):
@@ -157,10 +158,14 @@ def publish(folder, name, dtype="float16"):
         load(part)
         if (out / "README.md").is_file():
             shutil.copyfile(out / "README.md", part / "README.md")
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
         part.rename(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for rest in (part, old):
+            shutil.rmtree(rest, ignore_errors=True)
     return out
 
 
@@ -210,7 +215,7 @@ def precision(folder, store, *, tasks=("all", "super"), readout="layers", bootst
         known = learnable(targets[train])
         for fold, rows in ((9, valid), (10, test)):
             scores = {dtype: probe.scores(values[rows])[:, known] for dtype, values in features.items()}
-            patients = store.table["patient"].to_numpy()[rows]
+            patients = splits.patients(store.table)[rows]
             result = compare(targets[rows][:, known], scores, patients, np.asarray(names)[known], n=bootstrap, seed=seed)
             found = {dtype: result.macro(dtype) for dtype in scores}
             found |= {f"{dtype} - float32": result.gain(dtype, "float32") for dtype in moved}

@@ -113,6 +113,12 @@ def test_the_cache_tells_subsets_apart(store, tmp_path):
         assert len(list(tmp_path.iterdir())) == entries
 
 
+def test_a_cache_that_cannot_be_written(store, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CremaError, match=r"features cannot be kept .* give another folder as the cache"):
+        embed_store(encoder(), store, cache=tmp_path / "file" / "below")
+
+
 def test_leads_that_cannot_be_shown(store):
     for leads in (["V9"], [], "II", ["I", "v1"]):
         with pytest.raises(CremaError, match=r"the leads to show are .* give a list of one or more of I, II, III"):

@@ -294,9 +294,18 @@ def test_another_run_in_the_same_folder(store, tmp_path):
             store, np.arange(40), Training(**QUICK), tmp_path, progress=False)  # fmt: skip
     with pytest.raises(CremaError, match="with another rows"):
         fit(model(), store, np.arange(40)[::-1], Training(**QUICK), tmp_path, progress=False)
-    with pytest.raises(CremaError, match="a run of another network"):
-        fit(CRMAE(SiT(fs=100, seconds=5, width=32, depth=2, heads=2), decoder_width=32, decoder_depth=1, projection=8),
-            store, np.arange(40), Training(**QUICK), tmp_path, progress=False)  # fmt: skip
+    for change, sentence in (({"width": 32}, "width 16 there, 32 here"), ({"heads": 4}, "heads 2 there, 4 here")):  # 4 heads: same weights
+        other = CRMAE(
+            SiT(**{"fs": 100, "seconds": 5, "width": 16, "depth": 2, "heads": 2, **change}), decoder_width=32, decoder_depth=1, projection=8
+        )
+        with pytest.raises(CremaError, match=rf"with another encoder \({sentence}"):
+            fit(other, store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
+
+
+def test_a_store_of_another_rate_with_as_many_samples(store, tmp_path):
+    other = CRMAE(SiT(fs=250, seconds=2, width=16, depth=2, heads=2), decoder_width=32, decoder_depth=1, projection=8)
+    with pytest.raises(CremaError, match=r"the encoder takes 2 s at 250 Hz, .* holds 5 s at 100 Hz"):
+        fit(other, store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
 
 
 def test_other_targets_or_leads_are_another_run(store, tmp_path, monkeypatch):
@@ -518,6 +527,11 @@ def test_weights_are_not_shared_in_half_precision_that_needs_scaling():
         ("epochs", float("nan"), "epochs nan is not positive"),
         ("accumulate", 0, "accumulate 0 is below 1"),
         ("lr", float("inf"), "lr inf is no learning rate"),
+        ("weight_decay", -1.0, "weight_decay -1.0 is negative or not finite"),
+        ("warmup", 5.0, "warmup 5.0 is outside 0 <= warmup < 1"),
+        ("clip", -1.0, "clip -1.0 is negative or not finite"),
+        ("betas", (2, 0.9), "are outside 0 <= beta < 1"),
+        ("seed", -1, "seed -1 is outside"),
         ("log_every", 0, "must be at least 1"),
         ("precision", "fp8", "unknown precision 'fp8': known are no, bf16, fp16"),
         ("matmul", "low", "unknown matmul 'low': known are highest, high, medium"),

@@ -72,7 +72,9 @@ def test_frozen_means_that_nothing_moved(encoder, store, tmp_path):
     before = state(encoder)
     model, _ = finetune.finetune(encoder, store, ["super"], QUICK, tmp_path, times=1, progress=False, blocks=0)
     assert moved(encoder, before) == set(), "neither weights nor the statistics of a normalisation"
-    assert moved(model.head, state(Classifier(sit(), columns={"super": model.columns["super"]}).head)) if isinstance(encoder, SiT) else True
+    still = dataclasses.replace(QUICK, lr=0.0)
+    asleep, _ = finetune.finetune(encoder, store, ["super"], still, tmp_path / "still", times=1, progress=False, blocks=0)
+    assert moved(model.head, state(asleep.head)) == {"1.weight", "1.bias"}, "the head did"
 
 
 def test_the_last_blocks_alone(store, tmp_path):
@@ -348,3 +350,27 @@ def test_a_head_that_starts_from_probes(store, tmp_path):
     train, _, _ = splits.parts(store.table, (~np.isnan(targets)).any(1))
     before, after = (finetune.reached(columns, targets[train], finetune.scores(m, store, train)) for m in (random, model))
     assert after["super"] > before["super"] + 0.1 and after["age"] > before["age"]
+
+
+def test_a_single_token_does_not_decay_whatever_the_layers_do():
+    model = Classifier(sit(cls_token=True), columns=COLUMNS)
+    for decay in (1.0, 0.5):
+        decays = {id(p): group["weight_decay"] for group in finetune.groups(model, QUICK, decay) for p in group["params"]}
+        spared = {name for name, p in model.named_parameters() if decays[id(p)] == 0}
+        assert {"encoder.cls", "head.1.bias", "encoder.norm.weight"} <= spared and "encoder.stem.weight" not in spared
+
+
+def test_what_cannot_be_trained_on_or_scored(store, tmp_path):
+    def train(tasks=("super",), **options):
+        return finetune.finetune(sit(), store, list(tasks), QUICK, tmp_path, progress=False, **options)
+
+    for wrong, sentence in (
+        ({"tasks": []}, "there is no task to train on"),
+        ({"rows": []}, "others or none were given"),
+        ({"dropout": 1.5}, "dropout 1.5 is no probability"),
+        ({"readout": "moments", "token_drop": 0.5}, "token_drop does not go with the readout moments"),
+    ):
+        with pytest.raises(CremaError, match=sentence):
+            train(**wrong)
+    with pytest.raises(CremaError, match="there is no recording to score"):
+        finetune.scores(Classifier(sit(), columns=COLUMNS), store, [])

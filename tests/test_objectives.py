@@ -129,6 +129,14 @@ def test_corrupted_and_foreign_checkpoints(tmp_path):
     (tmp_path / "objective.json").write_text(text.replace('"decoder_depth": 1', '"decoder_depth": 2'))
     with pytest.raises(CremaError, match="do not fit"):
         CRMAE.from_pretrained(tmp_path)
+    for old, new in (('"options"', '"choices"'), ('"temperature"', '"warmth"'), ('"SiT"', '"ViT"')):
+        assert old in text
+        (tmp_path / "objective.json").write_text(text.replace(old, new))
+        with pytest.raises(CremaError, match="an encoder or options that are not known here"):
+            CRMAE.from_pretrained(tmp_path)
+    (tmp_path / "objective.json").write_text("[]")
+    with pytest.raises(CremaError, match="holds the objective None"):
+        CRMAE.from_pretrained(tmp_path)
 
 
 def test_build():
@@ -137,10 +145,19 @@ def test_build():
         objectives.build("bert", model().encoder)
 
 
-@pytest.mark.parametrize("options", [{"mask_ratio": 0}, {"mask_ratio": 1}, {"contrast_weight": -1}, {"temperature": 0}, {"lead_drop": 2}])
+@pytest.mark.parametrize("options", [{"mask_ratio": 0}, {"mask_ratio": 1}, {"contrast_weight": -1}, {"temperature": 0}, {"lead_drop": 2},
+                                     {"decoder_width": 32.0}, {"block": 2.0}, {"patch_norm": "no"}])  # fmt: skip
 def test_bad_options(options):
     with pytest.raises(CremaError, match=next(iter(options))):
         model(**options)
+
+
+@pytest.mark.parametrize("name", ["mae", "st_mem", "cr_mae", "jepa", "w2v_cmsc_rlm"])
+def test_a_record_of_one_patch_has_nothing_to_hide(name):
+    tokens = objectives.OBJECTIVES[name].tokens[0]
+    m = objectives.build(name, SiT(fs=100, seconds=1, patch=100, width=16, depth=1, heads=2, tokens=tokens))
+    with pytest.raises(CremaError, match="one patch"):
+        m({"signal": torch.zeros(4, 12, 100), "lead_mask": torch.ones(4, 12, dtype=torch.bool)})
 
 
 def test_a_model_saved_before_there_were_regularisers_loads(tmp_path):

@@ -61,6 +61,9 @@ def test_trials_are_kept_once_and_wrong_ones_stop_all(store, tmp_path, monkeypat
     p, log = parameters(tmp_path / "run"), tmp_path / "log" / "search.csv"
     with pytest.raises(CremaError, match="neither"):
         search.search(p, store, ["", "bins=10"], log)
+    for idle, name in (("objective=simclr+mask_ratio=0.9", "mask_ratio"), ("objective=mae+momentum=0.9", "momentum"), ("fs=250", "fs")):
+        with pytest.raises(CremaError, match=rf"is the same whatever {name} is: leave it out"):
+            search.search(p, store, ["", idle], log)
     assert not (tmp_path / "run").exists() and len(search.read_log(log)) == 0
     first = search.search(p, store, ["", "objective=mae+seed=1"], log, note="a note")
     assert list(first.columns) == list(search.COLUMNS) and list(first["change"]) == ["", "objective=mae+seed=1"]

@@ -274,6 +274,10 @@ def test_corrupted_and_foreign_models(tmp_path):
     (tmp_path / "config.json").write_text(config.replace('"width": 32', '"width": 64'))
     with pytest.raises(CremaError, match="holds no Signal Transformer"):
         SiT.from_pretrained(tmp_path)
+    for depth in (2, 4):  # weights that nothing asks for, and blocks without weights
+        (tmp_path / "config.json").write_text(config.replace('"depth": 3', f'"depth": {depth}'))
+        with pytest.raises(CremaError, match="holds no Signal Transformer"):
+            SiT.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -281,3 +285,18 @@ def test_corrupted_and_foreign_models(tmp_path):
         SiT.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
     assert not SiT.from_pretrained(tmp_path).training
+
+
+def test_arrays_that_are_no_recording():
+    model = small().train()
+    for shape, sentence in (
+        ((12,), "is no recording"),
+        ((0, 12, 500), "is no recording"),
+        ((12, 0), "too short"),
+        ((12, 99), "0.99 s are too short"),
+    ):
+        with pytest.raises(CremaError, match=sentence):
+            model.embed(np.zeros(shape), fs=100)
+    with pytest.raises(CremaError):
+        model.embed(np.zeros((12, 500)), fs=100, readout="nothing")
+    assert model.training, "as it was"

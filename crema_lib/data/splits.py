@@ -48,6 +48,11 @@ def parts(table, kept=None):
     return found
 
 
+def patients(table):
+    """Whom each recording is of, text (records,): a number of one source is another patient in the next."""
+    return (table["source"].astype(str) + "/" + table["patient"].astype(str)).to_numpy()
+
+
 def fraction(table, rows, share, seed=0, targets=None):
     """A share of some recordings, drawn by patient: a drawn patient brings all recordings along.
 
@@ -66,8 +71,7 @@ def fraction(table, rows, share, seed=0, targets=None):
     if not 0 < share <= 1:
         raise CremaError(f"a label fraction of {share} is outside 0 < fraction <= 1")
     rows = np.asarray(rows)
-    keys = (table["source"].astype(str) + "/" + table["patient"].astype(str)).to_numpy()[rows]
-    _, patient = np.unique(keys, return_inverse=True)
+    _, patient = np.unique(patients(table)[rows], return_inverse=True)
     order = np.random.default_rng(seed).permutation(patient.max() + 1)
     total = np.bincount(patient)[order].cumsum()
     people = order[: np.searchsorted(total, round(share * len(rows))) + 1]

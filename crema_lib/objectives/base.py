@@ -1,6 +1,7 @@
 """What all objectives share: options that are checked and remembered, random views, saving of encoder and heads."""
 
 import contextlib
+import inspect
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +14,11 @@ from .. import parallel, views
 from ..errors import CremaError
 from ..sit import SiT
 
+
+def _whole(value, least):
+    return isinstance(value, int) and value >= least
+
+
 # What an option of any objective may be, and how the sentence says so.
 RULES = {
     "mask_ratio": (lambda x: 0 < x < 1, "not inside 0 < mask_ratio < 1"),
@@ -22,16 +28,20 @@ RULES = {
     "token_drop": (lambda x: 0 <= x < 1, "not inside 0 <= token_drop < 1"),
     "noise": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "gain": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "decoder_width": (lambda x: x >= 2 and x % 2 == 0 and x % max(1, x // 32) == 0, "not even, or no multiple of its heads of about 32"),
-    "decoder_depth": (lambda x: x >= 0 and x % 1 == 0, "no number of blocks"),
-    "projection": (lambda x: x >= 1 and x % 1 == 0, "no number of features"),
+    "decoder_width": (
+        lambda x: _whole(x, 2) and x % 2 == 0 and x % max(1, x // 32) == 0,
+        "not even, or no multiple of its heads of about 32",
+    ),
+    "decoder_depth": (lambda x: _whole(x, 0), "no number of blocks"),
+    "projection": (lambda x: _whole(x, 1), "no number of features"),
     "invariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "variance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "covariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "block": (lambda x: x >= 1 and x % 1 == 0, "no number of patches"),
+    "block": (lambda x: _whole(x, 1), "no number of patches"),
     "momentum": (lambda x: 0 <= x <= 1, "not inside 0 <= momentum <= 1"),
-    "groups": (lambda x: x >= 1 and x % 1 == 0, "no number of codebooks"),
-    "codes": (lambda x: x >= 2 and x % 1 == 0, "no number of codes (2 or more)"),
+    "groups": (lambda x: _whole(x, 1), "no number of codebooks"),
+    "codes": (lambda x: _whole(x, 2), "no number of codes (2 or more)"),
+    "patch_norm": (lambda x: isinstance(x, bool), "neither true nor false"),
     "diversity_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
 }
 
@@ -85,7 +95,13 @@ class Objective(nn.Module):
         return clean, views.noise(clean, self.noise, self.encoder.fs), views.drop_leads(lead_mask, self.lead_drop)
 
     def hide(self, batch, patches, device):
-        """A random mask of patches by the options `mask_ratio` and `block`: (visible, hidden), int64 (batch, visible), (batch, hidden)."""
+        """A random mask of patches by the options `mask_ratio` and `block`: (visible, hidden), int64 (batch, visible), (batch, hidden).
+
+        Raises:
+            CremaError: a view of a single patch.
+        """
+        if patches < 2:
+            raise CremaError("a view of one patch leaves nothing to hide: take a smaller patch or longer records")
         return views.block_mask(batch, patches, self.mask_ratio, self.block, device)
 
     def pair(self, signal, lead_mask, halves=False):
@@ -132,7 +148,7 @@ class Objective(nn.Module):
         """Read what `save_pretrained` wrote.
 
         Raises:
-            CremaError: a file is missing, or was written by another class.
+            CremaError: a file is missing or damaged, or was written by another class or a newer version.
         """
         folder = Path(folder)
         try:
@@ -140,11 +156,15 @@ class Objective(nn.Module):
             heads = load_file(folder / "heads.safetensors")
         except Exception as error:
             raise CremaError(f"{folder} holds no readable objective: {error}") from None
-        if saved["class"] != cls.__name__:
-            raise CremaError(f"{folder} holds the objective {saved['class']}, not {cls.__name__}")
+        kind, encoder, options = (saved.get(key) for key in ("class", "encoder", "options")) if isinstance(saved, dict) else (None,) * 3
+        if kind != cls.__name__:
+            raise CremaError(f"{folder} holds the objective {kind}, not {cls.__name__}")
+        known = inspect.signature(cls).parameters
+        if encoder not in (None, *cls.encoders) or not isinstance(options, dict) or set(options) - set(known):
+            raise CremaError(f"{folder} holds a {kind} with an encoder or options that are not known here: it may be of a newer version")
         with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
-            encoder = cls.encoders[saved.get("encoder", "SiT")].from_pretrained(str(folder))
-        model = cls(encoder, **saved["options"])
+            encoder = cls.encoders[encoder or "SiT"].from_pretrained(str(folder))
+        model = cls(encoder, **options)
         missing, unexpected = model.load_state_dict(heads, strict=False)
         if unexpected or any(not key.startswith("encoder.") for key in missing):
             raise CremaError(f"the heads in {folder} do not fit {cls.__name__} with the options beside them")

@@ -116,10 +116,12 @@ class MaskedAutoencoder(Masked):
         training = self.training
         self.eval()
         patches = encoder.patchify(encoder.normalise(signal))
-        predicted = self.decode(encoder(signal, lead_mask, visible), visible, n)
+        try:
+            predicted = self.decode(encoder(signal, lead_mask, visible), visible, n)
+        finally:
+            self.train(training)
         if self.patch_norm:  # give each predicted patch the level and size of the true one, as MAE's own figures do
             mean, deviation = self._level(patches)
             predicted = (self._by_lead(predicted) * deviation + mean).flatten(2)
         patches = torch.where(flags[..., None], predicted, patches)
-        self.train(training)
         return encoder.unpatchify(patches) * encoder.scale[:, None], flags

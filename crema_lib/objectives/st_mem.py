@@ -12,7 +12,6 @@ left out. It takes longer a record than the others: there are as many tokens as 
 
 import torch
 
-from .. import views
 from .base import given
 from .decoder import MaskedAutoencoder
 
@@ -46,7 +45,8 @@ class STMEM(MaskedAutoencoder):
 
     def hide(self, batch, patches, device):
         """A mask for each lead: (visible, hidden), int64 (batch, leads, visible) and (batch, leads, hidden)."""
-        masks = [views.block_mask(batch, patches, self.mask_ratio, self.block, device) for _ in self.encoder.leads]
+        one_lead = super().hide
+        masks = [one_lead(batch, patches, device) for _ in self.encoder.leads]
         return tuple(torch.stack(part, dim=1) for part in zip(*masks, strict=True))
 
     def fill(self, tokens, visible, patches):

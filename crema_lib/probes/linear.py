@@ -231,6 +231,6 @@ def probe_task(store, arms, task, *, bootstrap=1000, seed=0, device="cpu"):
         scores[name] = probe.scores(x[test])[:, known]
         best = max(range(len(tried)), key=lambda i: tried[i]["valid"])
         trail += [{"model": name, "chosen": i == best, **entry} for i, entry in enumerate(tried)]
-    patients = store.table["patient"].to_numpy()[test]
+    patients = splits.patients(store.table)[test]
     result = compare(targets[test][:, known], scores, patients, names[known], n=bootstrap, seed=seed)
     return dataclasses.replace(result, left_out=(*result.left_out, *names[~known])), trail

@@ -43,12 +43,14 @@ def fit_ridge(train, valid, strengths=STRENGTHS, *, device="cpu"):
         (probe, list of dicts strength, valid).
 
     Raises:
-        CremaError: no record, features or numbers that are not finite.
+        CremaError: no record, a single one to choose on, features or numbers that are not finite.
     """
     for (x, y), where in ((train, "training"), (valid, "validation")):
         if not len(x) or len(x) != len(y) or not np.isfinite(y).all():
             raise CremaError(f"the {where} records need features and as many finite numbers: {len(x)} features, {len(y)} numbers")
         check_finite(np.asarray(x), where)
+    if len(valid[0]) < 2:
+        raise CremaError("nothing can be chosen on one validation record: give two or more")
     base, x = PrincipalAxes.of(torch.as_tensor(train[0]).to(device, torch.float64))
     y = torch.as_tensor(np.asarray(train[1])).to(x)
     projected = x.T @ (y - y.mean()) / len(x)
@@ -107,4 +109,4 @@ def probe_age(store, arms, *, bootstrap=1000, seed=0, device="cpu"):
         probe, tried = fit_ridge((x[train], years[train]), (x[valid], years[valid]), device=device)
         predictions[name] = probe.scores(x[test])
         trail += [{"model": name, "chosen": entry["strength"] == probe.strength, **entry} for entry in tried]
-    return compare_ages(years[test], predictions, store.table["patient"].to_numpy()[test], n=bootstrap, seed=seed), trail
+    return compare_ages(years[test], predictions, splits.patients(store.table)[test], n=bootstrap, seed=seed), trail

@@ -19,7 +19,7 @@ from scipy.stats import chi2_contingency
 from scipy.stats.contingency import association
 
 from ..data.labels import SUPERCLASSES, age
-from ..data.splits import SPLITS
+from ..data.splits import SPLITS, patients
 from ..errors import CremaError
 from ..metrics import holm
 
@@ -105,11 +105,6 @@ def groups(table, by, least=1):
     return found.where((found.map(found.value_counts()) >= least) | (found == ""), OTHER)
 
 
-def _people(table):
-    """Patient of each recording, unique over sources."""
-    return (table["source"].astype(str) + "/" + table["patient"].astype(str)).to_numpy()
-
-
 def confounding(table, by, targets, names, least=1):
     """What differs between groups beside the group: before a loss of accuracy is laid at a device's door.
 
@@ -134,7 +129,7 @@ def confounding(table, by, targets, names, least=1):
         raise CremaError(f"targets of shape {targets.shape} do not fit {len(table)} recordings and {len(names)} labels")
     if not np.isin(targets, (0, 1)).all():
         raise CremaError("targets hold values other than 0 and 1: leave out the recordings without a label of the task")
-    people, fold = pd.Series(_people(table)), table["fold"].to_numpy()
+    people, fold = pd.Series(patients(table)), table["fold"].to_numpy()
     known = group != ""
     told = pd.DataFrame(targets, columns=list(names))
     told["age"], told["female"] = age(table), table["sex"].map({"F": 1.0, "M": 0.0}).to_numpy()
@@ -197,7 +192,7 @@ def own_split(table, by, held, seed=0, *, kept=None, least=1):
         there = ", ".join(sorted(set(group) - {""}))
         raise CremaError(f"no recording is of the {by} {', '.join(sorted(held - set(group))) or '(none)'}: give some of {there}")
     kept = np.ones(len(table), dtype=bool) if kept is None else np.asarray(kept)
-    people, out = _people(table), np.isin(group, list(held))
+    people, out = patients(table), np.isin(group, list(held))
     home = kept & ~out & (group != "")
     drawn = np.random.default_rng(seed).permutation(np.unique(people[home]))
     ends = np.rint([0.8 * len(drawn), 0.9 * len(drawn)]).astype(int)

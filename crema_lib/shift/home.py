@@ -163,5 +163,4 @@ def visit(models, store, task, rows, name=None, features=None):
     pick = [list(names).index(label) for label in models[0].names]
     found = {model.name: features[model.name][rows] if features else model.features(store, rows) for model in models}
     scores = {model.name: model.scores(found[model.name]) for model in models}
-    patients = (store.table["source"].astype(str) + "/" + store.table["patient"].astype(str)).to_numpy()[rows]
-    return Sample(name or store.path.name, targets[rows][:, pick], patients, scores), found
+    return Sample(name or store.path.name, targets[rows][:, pick], splits.patients(store.table)[rows], scores), found
