@@ -9,7 +9,7 @@ from crema_lib import objectives, parallel, views
 from crema_lib.errors import CremaError
 from crema_lib.objectives import OBJECTIVES
 from crema_lib.objectives.cr_mae import REGULARISERS
-from crema_lib.objectives.losses import cmsc_nce, diversity, masked_nce
+from crema_lib.objectives.losses import cmsc_nce, common_share, diversity, masked_nce
 from crema_lib.objectives.w2v_cmsc_rlm import Quantiser
 from crema_lib.sit import SiT
 
@@ -351,6 +351,17 @@ def test_jepa_loss_is_that_of_its_parts():
             d = (predicted[i, place] - (t - t.mean()) / (t.var(unbiased=False) + 1e-5).sqrt()).abs()
             values += torch.where(d < 1, d**2 / 2, d - 0.5).tolist()
     assert fast == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_a_collapsed_teacher_shows():
+    m = model("jepa")
+    assert 0 < run(m, batch())["common"] < 0.9
+    torch.nn.init.zeros_(m.teacher.norm.weight)
+    torch.nn.init.normal_(m.teacher.norm.bias)
+    assert run(m, batch())["common"].item() == pytest.approx(1, abs=1e-4)
+    t = torch.randn(4, 5, 32)
+    z = (t - t.mean(-1, keepdim=True)) / (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert common_share(t).item() == pytest.approx((z.mean((0, 1)).norm() ** 2 / z.norm(dim=-1).square().mean()).item(), rel=1e-5)
 
 
 def test_the_teacher_follows_slowly_and_stands_still_at_the_end():

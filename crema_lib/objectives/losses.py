@@ -51,6 +51,18 @@ def latent_loss(predicted, target):
     return F.smooth_l1_loss(predicted, F.layer_norm(target.float(), target.shape[-1:]))
 
 
+@torch.no_grad()
+def common_share(target):
+    """How much of normalised targets is one vector common to all records and places: |mean t|^2 / mean |t|^2, from 0 to 1.
+
+    At 1 a constant predicts everything: the teacher has collapsed, and a loss like `latent_loss` is small for nothing. Shape (records,
+    places, features); ours.
+    """
+    target = F.layer_norm(target.float(), target.shape[-1:])
+    common, energy = (parallel.mean_over_processes(part.mean((0, 1))) for part in (target, target.square()))
+    return common.square().sum() / energy.sum().clamp(min=1e-12)
+
+
 @single_precision
 def masked_nce(predicted, quantised, codes, temperature):
     """Contrast of hidden places within a record (wav2vec 2.0, Baevski et al. 2020, arXiv 2006.11477, eq. 3).
