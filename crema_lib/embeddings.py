@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .data.prepare import prepare
+from .data.store import check_fits
 from .errors import CremaError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,11 +77,7 @@ def embed_store(
         CremaError: the store's rate, length or leads do not fit the encoder, an unknown readout or lead, a record that has none of the
             leads, or features that are not finite.
     """
-    if store.fs != encoder.fs or not set(encoder.leads) <= set(store.meta["leads"]):
-        raise CremaError(
-            f"the encoder takes {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
-            f"{store.path.name} holds {store.fs} Hz and leads {' '.join(store.meta['leads'])}"
-        )
+    check_fits(store, encoder)
     readouts = [readout] if isinstance(readout, str) else list(readout)
     known = (*encoder.readouts, *["blocks", "tokens"] * hasattr(encoder, "blocks"))
     if unknown := [name for name in readouts if name not in known]:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from . import checkpoints, parallel, sharding
 from .allocation import keep_freed
 from .batches import Batches
+from .data.store import check_fits
 from .errors import CremaError, Stopped
 from .precision import attention, check_device, matmul_precision
 
@@ -296,10 +297,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
         Stopped: SIGTERM or SIGINT came (Ctrl-C; a notebook's interrupt). A checkpoint was written after the step; of several processes,
             after the next step that is logged or saved, so that all stop at the same one.
     """
-    encoder = module.encoder
-    if store.fs != encoder.fs or store.seconds != encoder.seconds:
-        here = f"{store.path.name} holds {store.seconds} s at {store.fs} Hz"
-        raise CremaError(f"the encoder takes {encoder.seconds} s at {encoder.fs} Hz, {here}")
+    check_fits(store, module.encoder, length=True)
     if training.shard and companion is not None:
         raise CremaError("a companion (the moving average of fine-tuning) needs whole weights after each step: leave shard off")
     out = Path(out)

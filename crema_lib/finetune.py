@@ -16,6 +16,7 @@ from torch import nn
 
 from . import checkpoints, parallel, views
 from .data import labels, splits
+from .data.store import check_fits
 from .embeddings import fingerprint
 from .engine import fit, parameter_groups
 from .errors import CremaError
@@ -158,11 +159,7 @@ def scores(model, store, rows, *, batch_size=128, device="cpu"):
         CremaError: the store's rate, length or leads do not fit the encoder.
     """
     encoder = model.encoder
-    if store.fs != encoder.fs or store.seconds != encoder.seconds or not set(encoder.leads) <= set(store.meta["leads"]):
-        raise CremaError(
-            f"the network takes {encoder.seconds} s at {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
-            f"{store.path.name} holds {store.seconds} s at {store.fs} Hz"
-        )
+    check_fits(store, encoder, length=True)
     if not len(rows):
         raise CremaError("there is no recording to score")
     pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
@@ -332,10 +329,7 @@ def finetune(
         CremaError: see `splits.check`, `engine.fit`; an unknown task; a rate or leads that do not fit; a run in `out` that started from
             another encoder or had another recipe.
     """
-    if store.fs != encoder.fs or store.seconds != encoder.seconds:
-        raise CremaError(
-            f"the encoder takes {encoder.seconds} s at {encoder.fs} Hz, {store.path.name} holds {store.seconds} s at {store.fs} Hz"
-        )
+    check_fits(store, encoder, length=True)
     if not len(tasks):
         raise CremaError("there is no task to train on: name one")
     targets, columns = targets_of(store.table, tasks)

@@ -13,6 +13,7 @@ from scipy.special import entr
 from sklearn.preprocessing import normalize
 
 from . import views
+from .data.store import check_fits
 from .embeddings import frozen
 from .errors import CremaError
 from .metrics import Interval, interval, patient_counts
@@ -33,11 +34,7 @@ def batches_of(encoder, store, rows=None, batch_size=256):
     Raises:
         CremaError: no row, or a store whose rate or leads do not fit the encoder.
     """
-    if store.fs != encoder.fs or not set(encoder.leads) <= set(store.meta["leads"]):
-        raise CremaError(
-            f"the encoder takes {encoder.fs} Hz and leads {' '.join(encoder.leads)}: "
-            f"{store.path.name} holds {store.fs} Hz and leads {' '.join(store.meta['leads'])}"
-        )
+    check_fits(store, encoder)
     rows = np.arange(len(store)) if rows is None else np.asarray(rows, dtype=np.int64)
     if not len(rows):
         raise CremaError("there is no record to read features of")

@@ -304,7 +304,7 @@ def test_another_run_in_the_same_folder(store, tmp_path):
 
 def test_a_store_of_another_rate_with_as_many_samples(store, tmp_path):
     other = CRMAE(SiT(fs=250, seconds=2, width=16, depth=2, heads=2), decoder_width=32, decoder_depth=1, projection=8)
-    with pytest.raises(CremaError, match=r"the encoder takes 2 s at 250 Hz, .* holds 5 s at 100 Hz"):
+    with pytest.raises(CremaError, match=r"the encoder takes 2 s at 250 Hz and leads .* holds 5 s at 100 Hz"):
         fit(other, store, np.arange(40), Training(**QUICK), tmp_path, progress=False)
 
 

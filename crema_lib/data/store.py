@@ -161,6 +161,19 @@ class EcgStore:
         return np.flatnonzero(self.table["fold"].isin(list(folds)))
 
 
+def check_fits(store, encoder, *, length=False):
+    """Make sure that an encoder can read the recordings of a store: their rate, the leads and, where `length` counts, the seconds.
+
+    Raises:
+        CremaError: it cannot.
+    """
+    long = f"{encoder.seconds} s at {encoder.fs} Hz", f"{store.seconds} s at {store.fs} Hz"
+    takes, holds = long if length else (f"{encoder.fs} Hz", f"{store.fs} Hz")
+    if takes != holds or not set(encoder.leads) <= set(store.meta["leads"]):
+        here = f"{store.path.name} holds {holds} and leads {' '.join(store.meta['leads'])}"
+        raise CremaError(f"the encoder takes {takes} and leads {' '.join(encoder.leads)}: {here}")
+
+
 def prepared(name):
     """Folders of the stores of a data set, one for each sampling rate and length that it was prepared at."""
     folder = data_home() / "stores"
