@@ -19,10 +19,13 @@ def step():
 
 for _ in range(5):  # until the heap has its size
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+rounds = []
+for _ in range(3):  # the quietest counts: a system short of memory takes pages away
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        step()
+    rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(rounds))
 """
 
 
