@@ -16,13 +16,13 @@ from .sit import SiT
 # All parameters that pretraining reads, and those among them that are an objective's.
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
-    "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain", "momentum",
-    "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile",
-    "device",
+    "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature", "contrasted", "projected",
+    "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
+    "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OPTIONS = (
-    "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "regulariser", "temperature", "lead_drop", "noise", "gain",
-    "momentum", "patch_norm",
+    "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature",
+    "contrasted", "projected", "lead_drop", "noise", "gain", "momentum", "patch_norm",
 )  # fmt: skip
 OWN = ("block", "decoder_width", "decoder_depth")  # those that are the objective's own where a profile says 0
 

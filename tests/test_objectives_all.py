@@ -8,13 +8,14 @@ from test_objectives_losses import slow_cmsc, slow_info_nce, slow_uniformity, sl
 from crema_lib import objectives, parallel, views
 from crema_lib.errors import CremaError
 from crema_lib.objectives import OBJECTIVES
-from crema_lib.objectives.cr_mae import REGULARISERS
+from crema_lib.objectives.cr_mae import CONTRASTED, REGULARISERS
 from crema_lib.objectives.losses import cmsc_nce, common_share, diversity, masked_nce
 from crema_lib.objectives.w2v_cmsc_rlm import Quantiser
 from crema_lib.sit import SiT
 
 VARIANTS = [(name, {}) for name in OBJECTIVES] + [("cr_mae", {"regulariser": name}) for name in list(REGULARISERS)[1:]]
-VARIANTS += [("cr_mae", {"contrast_weight": 0.0})]
+VARIANTS += [("cr_mae", {"contrast_weight": 0.0}), ("cr_mae", {"contrasted": "layers", "projected": False})]
+VARIANTS += [("cr_mae", {"contrasted": "moments", "contrast_schedule": "falling"})]
 each = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))
 )
@@ -164,6 +165,10 @@ def test_class_names_are_distinct_and_options_known():
         ("w2v_cmsc_rlm", {"codes": 1}),
         ("w2v_cmsc_rlm", {"diversity_weight": -1}),
         ("cr_mae", {"regulariser": "barlow"}),
+        ("cr_mae", {"contrast_schedule": "cosine"}),
+        ("cr_mae", {"contrasted": "cls"}),
+        ("cr_mae", {"contrasted": "middle"}),  # of a single block
+        ("cr_mae", {"projected": 2}),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -214,7 +219,41 @@ def test_cr_mae_with_halves_draws_each_half_from_itself():
 def test_without_weight_there_is_no_regulariser():
     m = model("cr_mae", contrast_weight=0.0)
     assert not hasattr(m, "projector") and set(m(batch())) == {"mae", "loss"}
-    assert not list(model("cr_mae", regulariser="uniformity").projector.parameters())
+    for plain in ({"regulariser": "uniformity"}, {"projected": False}):
+        assert not list(model("cr_mae", **plain).projector.parameters())
+
+
+@pytest.mark.parametrize("contrasted", CONTRASTED)
+def test_cr_mae_contrasts_what_it_says_and_draws_from_the_last_block(contrasted):
+    encoder = SiT(fs=100, seconds=4, width=16, depth=6, heads=2)
+    m = objectives.build("cr_mae", encoder, contrasted=contrasted, projected=False, temperature=0.3, decoder_width=16).eval()
+    records = batch()
+    fast = run(m, records)
+    torch.manual_seed(1)
+    clean, corrupted, seen, visible, _ = m.pair(records["signal"], records["lead_mask"])
+    after = encoder(corrupted, seen, visible, range(6))  # the tokens after every block
+    means = [tokens.mean(dim=1) for tokens in after]
+    spread = [encoder.spread(tokens) for tokens in after]
+    read = {"mean": means[5:], "middle": means[2:3], "layers": means[2:], "moments": means[2:] + spread[2:]}[contrasted]
+    expected = slow_info_nce(*torch.cat(read, dim=1).detach().double().numpy().reshape(2, 6, -1), 0.3)
+    assert fast["contrast"].item() == pytest.approx(expected, rel=1e-5)
+    assert fast["mae"] == m.drawing_loss(after[-1], clean, records["lead_mask"].repeat(2, 1), seen, visible)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("constant", [1, 1, 1]), ("rising", [0, 0.25, 1]), ("falling", [1, 0.75, 0])])
+def test_lambda_follows_its_schedule_and_a_loaded_run_goes_on_where_it_was(schedule, shares, tmp_path):
+    m, records = model("cr_mae", contrast_weight=0.4, contrast_schedule=schedule), batch()
+    for step, share in zip((0, 1, 4), shares, strict=True):
+        if step:
+            m.after_step(step, 4)
+        for one in (m, saved_and_loaded(m, tmp_path)):
+            losses = run(one, records)
+            assert (losses["loss"] - losses["mae"]).item() == pytest.approx(0.4 * share * losses["contrast"].item(), rel=1e-4, abs=1e-5)
+
+
+def saved_and_loaded(m, folder):
+    m.save_pretrained(folder)
+    return objectives.load(folder)
 
 
 def test_token_drop_leaves_tokens_out():

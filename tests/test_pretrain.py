@@ -11,7 +11,7 @@ from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import TRAIN
 from crema_lib.embeddings import embed_store
 from crema_lib.objectives import CRMAE
-from crema_lib.objectives.cr_mae import REGULARISERS
+from crema_lib.objectives.cr_mae import CONTRASTED, REGULARISERS, SCHEDULES
 from crema_lib.pretrain import OPTIONS, PARAMETERS, lead_scale, new_encoder, pretrain, unused
 from crema_lib.probes.linear import probe_task
 from crema_lib.sit import SiT
@@ -78,11 +78,13 @@ def test_every_objective_goes_the_whole_road(store, tmp_path):
 
 def test_an_objective_gets_those_parameters_that_it_has():
     assert set(OPTIONS) < set(PARAMETERS) < set(params.SCHEMA)
-    assert params.SCHEMA["regulariser"].choices == tuple(REGULARISERS)
+    for name, known in {"regulariser": REGULARISERS, "contrast_schedule": SCHEDULES, "contrasted": CONTRASTED}.items():
+        assert params.SCHEMA[name].choices == tuple(known)
     assert unused("cr_mae") == ["momentum"] and "momentum" not in unused("jepa")
-    assert unused("mae") == ["contrast_weight", "regulariser", "temperature", "momentum"]
+    weighted, read = ["contrast_weight", "contrast_schedule", "regulariser"], ["contrasted", "projected"]
+    assert unused("mae") == [*weighted, "temperature", *read, "momentum"]
     masked = ["mask_ratio", "block", "decoder_width", "decoder_depth"]
-    assert unused("simclr") == [*masked, "contrast_weight", "regulariser", "momentum", "patch_norm"]
+    assert unused("simclr") == [*masked, *weighted, *read, "momentum", "patch_norm"]
     for option in OPTIONS:
         assert any(option in objectives.options(name) for name in objectives.OBJECTIVES), option
 

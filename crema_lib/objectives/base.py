@@ -42,6 +42,7 @@ RULES = {
     "groups": (lambda x: _whole(x, 1), "no number of codebooks"),
     "codes": (lambda x: _whole(x, 2), "no number of codes (2 or more)"),
     "patch_norm": (lambda x: isinstance(x, bool), "neither true nor false"),
+    "projected": (lambda x: isinstance(x, bool), "neither true nor false"),
     "diversity_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
 }
 
@@ -127,12 +128,12 @@ class Objective(nn.Module):
         masks = [[part + first for part in self.hide(len(signal), span, signal.device)] for first in (0, second)]
         return *map(torch.cat, zip(*both, strict=True)), *map(torch.cat, zip(*masks, strict=True))
 
-    def pooled(self, tokens):
-        """Means of the tokens of two views, of all processes: (2 batch, tokens, width) -> first views, second views.
+    def of_all(self, pooled):
+        """What was pooled from two views, (2 batch, features), of all processes: first views, second views.
 
         Gathered before the projector, so that its batch normalisation sees the whole batch.
         """
-        return [parallel.gathered(view) for view in self.encoder.pool(tokens).chunk(2)]
+        return [parallel.gathered(view) for view in pooled.chunk(2)]
 
     def save_pretrained(self, folder):
         """Write encoder, heads and options; every file is safetensors or JSON."""

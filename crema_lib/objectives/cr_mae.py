@@ -20,6 +20,9 @@ InfoNCE asks the views of a record to agree and those of different records to di
   it a weight of 0.01, and takes the CLS token unless it is told to take the mean.
 - "cmsc": CLOCS (Kiyasseh et al. 2021), the equation of `cmsc` on the projected means, the two views being the two halves of the record:
   the halves find each other. Each is masked and drawn by itself.
+
+Three more choices say where and when it acts: what is pooled (`contrasted`), whether a projector stands between (`projected`; Chen et al.
+found that what lies before it serves later tasks better), and whether lambda grows or falls linearly over the run (`contrast_schedule`).
 """
 
 import torch
@@ -29,7 +32,7 @@ from .base import given, projector
 from .decoder import MaskedAutoencoder
 from .losses import cmsc_nce, info_nce, masked_loss, uniformity, vicreg
 
-__all__ = ["CRMAE", "REGULARISERS", "info_nce", "masked_loss"]
+__all__ = ["CONTRASTED", "CRMAE", "REGULARISERS", "SCHEDULES", "info_nce", "masked_loss"]
 
 REGULARISERS = {
     "infonce": info_nce,
@@ -37,6 +40,8 @@ REGULARISERS = {
     "uniformity": lambda a, b, temperature: (uniformity(a) + uniformity(b)) / 2,
     "cmsc": cmsc_nce,
 }
+CONTRASTED = ("mean", "middle", "layers", "moments")
+SCHEDULES = {"constant": lambda done: 1.0, "rising": lambda done: done, "falling": lambda done: 1 - done}  # share of lambda
 
 
 class CRMAE(MaskedAutoencoder):
@@ -44,21 +49,25 @@ class CRMAE(MaskedAutoencoder):
 
     Two views of each record are drawn: a random start and gain give the clean view, the target; noise and lost leads then corrupt what
     the encoder is shown. Each view is masked by itself; the encoder sees visible patches only, both views in one pass. The decoder
-    predicts the hidden patches of all leads and the lost leads of the visible ones. The regulariser contrasts the projected means of
-    the visible tokens.
+    predicts the hidden patches of all leads and the lost leads of the visible ones. The regulariser contrasts what is pooled from the
+    visible tokens and projected.
 
     Args:
         encoder: a `SiT`.
         mask_ratio: share of hidden patches. block: patches that are hidden together, see `views.block_mask`.
         contrast_weight: lambda >= 0; at 0 there is no projector and no regulariser.
+        contrast_schedule: "constant", or lambda "rising" linearly from 0 to contrast_weight over the steps, or "falling" to 0.
         regulariser: "infonce", "vicreg", "uniformity" or "cmsc". temperature: of InfoNCE and CMSC, > 0.
+        contrasted: what is pooled: the "mean" of the visible tokens after the last block, after the "middle" one (the first
+            half of the blocks), or those of the last four blocks side by side as "layers" or "moments", see `SiT.features`.
+        projected: whether a projector stands between that and the regulariser; "uniformity" never has one.
         decoder_width, decoder_depth: of the decoder's blocks. projection: features of the contrasted space.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
         gain: spread of the random gain. patch_norm: predict each patch after removing its mean and dividing by its deviation per lead
             (He et al. section 4.2); off by default because amplitude is diagnostic.
 
     Raises:
-        CremaError: an unknown regulariser, or what `Objective` refuses.
+        CremaError: an unknown regulariser, schedule or kind of pooling, a middle of a single block, or what `Objective` refuses.
     """
 
     def __init__(
@@ -68,8 +77,11 @@ class CRMAE(MaskedAutoencoder):
         mask_ratio=0.6,
         block=1,
         contrast_weight=0.4,
+        contrast_schedule="constant",
         regulariser="infonce",
         temperature=0.1,
+        contrasted="mean",
+        projected=True,
         decoder_width=128,
         decoder_depth=2,
         projection=128,
@@ -78,24 +90,42 @@ class CRMAE(MaskedAutoencoder):
         gain=0.2,
         patch_norm=False,
     ):
-        if regulariser not in REGULARISERS:
-            raise CremaError(f"unknown regulariser {regulariser!r}: known are {', '.join(REGULARISERS)}")
         super().__init__(encoder, **given(locals()))
-        if contrast_weight:
-            self.projector = torch.nn.Identity() if regulariser == "uniformity" else projector(encoder.width, projection)
+        depth = len(encoder.blocks)
+        for name, known in (("regulariser", REGULARISERS), ("contrast_schedule", SCHEDULES), ("contrasted", CONTRASTED)):
+            if self.options[name] not in known:
+                raise CremaError(f"unknown {name} {self.options[name]!r}: known are {', '.join(known)}")
+        if contrasted == "middle" and depth < 2:
+            raise CremaError("contrasted 'middle' needs two blocks or more, this encoder has one")
+        first = {"mean": depth - 1, "middle": depth // 2 - 1}.get(contrasted, max(0, depth - 4))
+        self.blocks = [first, depth - 1] if contrasted == "middle" else list(range(first, depth))  # the last one is what is drawn from
+        self.readout = "mean" if contrasted == "middle" else contrasted
+        if not contrast_weight:
+            return
+        plain = regulariser == "uniformity" or not projected
+        self.projector = torch.nn.Identity() if plain else projector(encoder.feature_size(self.readout), projection)
+        if contrast_schedule != "constant":  # a buffer, so that a run that goes on from a checkpoint knows where it is
+            self.register_buffer("strength", torch.tensor(SCHEDULES[contrast_schedule](0.0)))
 
     def forward(self, batch):
         lead_mask, halves = batch["lead_mask"], self.regulariser == "cmsc"
         clean, corrupted, seen, visible, _ = self.pair(batch["signal"], lead_mask, halves)
-        tokens = self.encoder(corrupted, seen, visible)
+        layers = self.encoder(corrupted, seen, visible, self.blocks)
         if halves:  # from here on each half is a short record of its own
             clean, visible = self._halves(clean, visible)
-        loss = self.drawing_loss(tokens, clean, lead_mask.repeat(2, 1), seen, visible)
+        loss = self.drawing_loss(layers[-1], clean, lead_mask.repeat(2, 1), seen, visible)
         if not self.contrast_weight:
             return {"mae": loss, "loss": loss}
-        projected = self.projector(torch.cat(self.pooled(tokens))).chunk(2)
+        pooled = self.encoder.gather(layers[:1] if self.contrasted == "middle" else layers, self.readout)
+        projected = self.projector(torch.cat(self.of_all(pooled))).chunk(2)
         contrast = REGULARISERS[self.regulariser](*projected, self.temperature)
-        return {"mae": loss, "contrast": contrast, "loss": loss + self.contrast_weight * contrast}
+        weight = self.contrast_weight * getattr(self, "strength", 1.0)
+        return {"mae": loss, "contrast": contrast, "loss": loss + weight * contrast}
+
+    @torch.no_grad()
+    def after_step(self, step, steps):
+        if hasattr(self, "strength"):
+            self.strength.fill_(SCHEDULES[self.contrast_schedule](step / steps))
 
     def _halves(self, clean, visible):
         """Signals and visible patches of the first halves of the first views and of the second halves of the second ones."""

@@ -112,7 +112,7 @@ class W2VCMSCRLM(Masked):
         quantised, codes, probabilities = self.quantiser(latents, self.gumbel(len(signal), hidden.shape[1], signal.device))
         local = masked_nce(predicted, quantised, codes, self.temperature)
         idle = diversity(probabilities.flatten(0, 1))
-        contrast = cmsc_nce(*self.pooled(tokens), self.temperature)
+        contrast = cmsc_nce(*self.of_all(self.encoder.pool(tokens)), self.temperature)
         return {"local": local, "diversity": idle, "contrast": contrast, "loss": local + self.diversity_weight * idle + contrast}
 
     def after_step(self, step, steps):
