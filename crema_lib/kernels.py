@@ -7,6 +7,7 @@ from a cold start.
 
 import multiprocessing
 import os
+import tempfile
 from multiprocessing import forkserver
 
 from jupyter_client import AsyncKernelManager
@@ -47,7 +48,15 @@ class _Provisioner(LocalProvisioner):
 
 
 class WarmKernelManager(AsyncKernelManager):
-    """A kernel manager of Jupyter, for Python kernels of this environment. See `warm_up`."""
+    """A kernel manager of Jupyter, for Python kernels of this environment. See `warm_up`.
+
+    It talks through sockets in a folder of its own. Numbered ports are picked first and taken later, and in between another kernel that
+    starts, or any other program, may take them.
+    """
+
+    def __init__(self, **options):
+        self._sockets = tempfile.TemporaryDirectory(prefix="crema-")  # gone with the manager
+        super().__init__(**options, transport="ipc", ip=os.path.join(self._sockets.name, "kernel"))
 
     async def _async_pre_start_kernel(self, **kw):
         self.provisioner = self.provisioner or _Provisioner(kernel_id=self.kernel_id or "", kernel_spec=self.kernel_spec, parent=self)
