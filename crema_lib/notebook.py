@@ -219,6 +219,18 @@ def record(p, metrics, store, **extra):
     )
 
 
+def glue(name, value):
+    """Keep a value for the sentences of a chapter, which quote it as {glue:text}`name`.
+
+    Colab shows that role as it stands; there the value is printed as well.
+    """
+    from myst_nb import glue as keep
+
+    keep(name, value, display=False)
+    if "google.colab" in sys.modules:
+        print(f"{name} = {value}")
+
+
 def table(frame, caption, decimals=3):
     """A DataFrame as a captioned table without its index; numbers rounded, what is missing shown as a dash.
 

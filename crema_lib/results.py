@@ -12,6 +12,7 @@ from .baselines import PRETRAINED
 from .data.labels import TASKS
 from .errors import CremaError
 from .paths import resolve
+from .pretrain import OWN, PARAMETERS
 
 COLUMNS = ["measure", "task", "model", "protocol", "pretraining", "value", "source", "citation", "note"]
 MEASURES = {"macro AUROC": (0.5, 1), "steps": (1, np.inf), "batch size": (1, np.inf)}  # and the values that are possible
@@ -189,6 +190,13 @@ def text(row, signed=False):
     """A score or difference (value, low, high) as `0.882 [0.870, 0.897]`, with signs where asked for."""
     value, low, high = (f"{row[key]:{'+' if signed else ''}.3f}".replace("-", "−") for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def differing(given, other):
+    """In which parameters of pretraining and readout one record's differ from another's: "patch 25 instead of 10, ..."."""
+    names = [name for name in (*PARAMETERS, "readout") if name in given and name in other and given[name] != other[name]]
+    own = {name: f"{given[name]}{' (as the objective says)' * (name in OWN and not given[name])}" for name in names}
+    return ", ".join(f"{name} {own[name]} instead of {other[name]}" for name in names) or "the same"
 
 
 def evidence(differences):

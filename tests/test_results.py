@@ -205,6 +205,15 @@ def test_evidence_lists_few_differences_and_counts_many():
     assert results.text(table.iloc[0]) == "0.020 [0.010, 0.030]"
 
 
+def test_differing_names_what_of_the_training_another_record_did_otherwise():
+    here, there = (
+        {"patch": 25, "decoder_depth": 0, "lr": 1e-3, "tasks": ["all"]},
+        {"patch": 10, "decoder_depth": 1, "lr": 1e-3, "tasks": []},
+    )
+    assert results.differing(here, there) == "patch 25 instead of 10, decoder_depth 0 (as the objective says) instead of 1"
+    assert results.differing(here, here) == "the same"
+
+
 def test_the_distance_to_a_goal_is_that_of_the_pretrained_encoder_alone():
     own = rows_of({**PROBED, "CR-MAE": 0.945, "CR-MAE, attention": 0.935}, {**TUNED, "CR-MAE": 0.9, "xresnet1d101": 0.99})
     table = results.distance(results.beside(own[own["rule"] == results.RULES[0]], results.published()))

@@ -128,6 +128,13 @@ class Objective(nn.Module):
         masks = [[part + first for part in self.hide(len(signal), span, signal.device)] for first in (0, second)]
         return *map(torch.cat, zip(*both, strict=True)), *map(torch.cat, zip(*masks, strict=True))
 
+    def summary(self, signal, lead_mask, visible):
+        """What a contrast compares of a view before any projector, float (batch, features): the mean of the visible tokens.
+
+        Args: as `SiT.forward`.
+        """
+        return self.encoder.pool(self.encoder(signal, lead_mask, visible))
+
     def of_all(self, pooled):
         """What was pooled from two views, (2 batch, features), of all processes: first views, second views.
 

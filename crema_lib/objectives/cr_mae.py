@@ -116,11 +116,16 @@ class CRMAE(MaskedAutoencoder):
         loss = self.drawing_loss(layers[-1], clean, lead_mask.repeat(2, 1), seen, visible)
         if not self.contrast_weight:
             return {"mae": loss, "loss": loss}
-        pooled = self.encoder.gather(layers[:1] if self.contrasted == "middle" else layers, self.readout)
-        projected = self.projector(torch.cat(self.of_all(pooled))).chunk(2)
+        projected = self.projector(torch.cat(self.of_all(self._pooled(layers)))).chunk(2)
         contrast = REGULARISERS[self.regulariser](*projected, self.temperature)
         weight = self.contrast_weight * getattr(self, "strength", 1.0)
         return {"mae": loss, "contrast": contrast, "loss": loss + weight * contrast}
+
+    def summary(self, signal, lead_mask, visible):
+        return self._pooled(self.encoder(signal, lead_mask, visible, self.blocks))
+
+    def _pooled(self, layers):
+        return self.encoder.gather(layers[:1] if self.contrasted == "middle" else layers, self.readout)
 
     @torch.no_grad()
     def after_step(self, step, steps):

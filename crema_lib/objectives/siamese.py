@@ -25,6 +25,6 @@ class Siamese(Objective):
 
     def forward(self, batch):
         _, corrupted, seen, visible, _ = self.pair(batch["signal"], batch["lead_mask"], self.halves)
-        pooled = self.of_all(self.encoder.pool(self.encoder(corrupted, seen, visible)))
+        pooled = self.of_all(self.summary(corrupted, seen, visible))
         loss = self.compare(*self.projector(torch.cat(pooled)).chunk(2))
         return {"contrast": loss, "loss": loss}
