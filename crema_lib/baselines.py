@@ -81,8 +81,12 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, leads=None, name="", 
     )  # fmt: skip
 
 
-def boosting(p, store, *, workers=1, progress=True):
+def boosting(p, store, *, rows=None, name="", workers=1, progress=True):
     """Gradient boosting on the measurements of `handcrafted.waves`, one ensemble a label, the number of trees chosen on fold 9.
+
+    Args:
+        p: namespace of the chapter's parameters. rows: row numbers of the training recordings, folds 1 to 8 if not given.
+            name: as in `train`.
 
     Returns:
         (columns, outputs): as `finetune.scores` would give them for fold 10, see `finetune.targets_of`. What was computed for the same
@@ -90,19 +94,30 @@ def boosting(p, store, *, workers=1, progress=True):
     """
     heads = [task for task in p.heads if task != "age"]
     targets, columns = targets_of(store.table, heads)
-    labelled = zlib.crc32(np.c_[targets, store.table["fold"]].astype(np.float32).tobytes())
-    path = _folder(p, BOOSTING, p.seed) / f"{store.meta['sha256'][:16]}-{labelled:08x}-{'-'.join(heads)}.npy"
-    if path.is_file():
-        return columns, np.load(path)
-    values, _ = waves.features(store, workers=workers, progress=progress)
     train, valid, test = splits.parts(store.table)
-    trees = Boosting(seed=p.seed).fit(values[train], targets[train], (values[valid], targets[valid]), progress=progress)
-    outputs = trees.scores(values[test])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".part"), "wb") as file:
-        np.save(file, outputs)
-    Path(file.name).replace(path)
-    return columns, outputs
+    rows = train if rows is None else rows
+    labelled = zlib.crc32(np.c_[targets, store.table["fold"]].astype(np.float32).tobytes() + np.asarray(rows).tobytes())
+    path = _folder(p, BOOSTING, p.seed, name) / f"{store.meta['sha256'][:16]}-{labelled:08x}-{'-'.join(heads)}.npy"
+
+    def grow():
+        values = _kept(
+            p.run_dir / "embeddings" / f"{store.meta['sha256'][:32]}-waves.npy",
+            lambda: waves.features(store, workers=workers, progress=progress)[0],
+        )
+        trees = Boosting(seed=p.seed).fit(values[rows], targets[rows], (values[valid], targets[valid]), progress=progress)
+        return trees.scores(values[test])
+
+    return columns, _kept(path, grow)
+
+
+def _kept(path, compute):
+    """An array from a file, computed and written whole where the file is not there yet."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_suffix(".part"), "wb") as file:
+            np.save(file, compute())
+        Path(file.name).replace(path)
+    return np.load(path)
 
 
 def _folder(p, arm, seed, name=""):

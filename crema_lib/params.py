@@ -91,7 +91,7 @@ SCHEMA = {
         Parameter("curve_tasks", list, "label sets to draw curves of", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex")),
         Parameter("fractions", list, "labelled training recordings, per cent", choices=("1", "2", "5", "10", "25", "50", "100")),
         Parameter("draws", int, "how often each fraction is drawn", 1, 100),
-        Parameter("models", list, "what is trained on a fraction", choices=("probe", "finetune")),
+        Parameter("models", list, "what is trained on a fraction", choices=("probe", "finetune", "boosting")),
         Parameter("lead_counts", list, "numbers of leads that frozen encoders are shown", choices=LEADS),
         Parameter("tuned_leads", list, "numbers of leads that networks are fine-tuned on", choices=LEADS, empty=True),
         Parameter("heads", list, "what one network learns", choices=("all", "diag", "sub", "super", "form", "rhythm", "sex", "age")),

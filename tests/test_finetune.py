@@ -270,23 +270,31 @@ def test_boosting_is_kept_for_the_same_labels_alone(store, tmp_path, monkeypatch
             pass
 
         def fit(self, *args, **options):
-            calls.append(args[1].sum())
+            calls.append(len(args[1]))
             return self
 
         def scores(self, values):
             return np.zeros((len(values), 5), np.float32)
 
     monkeypatch.setattr(baselines, "Boosting", Trees)
-    monkeypatch.setattr(baselines.waves, "features", lambda store, **options: (np.zeros((len(store), 3)), None))
+    measured = []
+    monkeypatch.setattr(
+        baselines.waves, "features", lambda store, **options: measured.append(len(store)) or (np.zeros((len(store), 3)), None)
+    )
     p = types.SimpleNamespace(heads=["super", "age"], seed=0, run_dir=tmp_path)
     for _ in range(2):
         columns, outputs = baselines.boosting(p, store, progress=False)
         assert list(columns) == ["super"] and outputs.shape == (len(store.rows([10])), 5) and len(calls) == 1
+    few = store.rows(range(1, 9))[:40]
+    for _ in range(2):
+        baselines.boosting(p, store, rows=few, name="-few", progress=False)
+    assert len(calls) == 2 and calls[1] < calls[0], "some rows are another run, kept as well"
     moved_folds = store.table.assign(fold=store.table["fold"] % 10 + 1)
     monkeypatch.setattr(store, "table", moved_folds)
     baselines.boosting(p, store, progress=False)
-    assert len(calls) == 2, "other folds are another run"
-    assert [path.suffix for path in (tmp_path / "finetune").rglob("*.*")] == [".npy", ".npy"]
+    assert len(calls) == 3, "other folds are another run"
+    assert [path.suffix for path in (tmp_path / "finetune").rglob("*.*")] == [".npy"] * 3
+    assert measured == [len(store)], "measured once"
 
 
 def test_the_arms(store, tmp_path):
