@@ -171,6 +171,24 @@ def test_the_same_recordings_are_compared_in_pairs():
     assert (same["drop"] == 0).all() and (same.query("metric != 'ece'")[["drop_low", "drop_high"]] == 0).all(axis=None)
 
 
+def test_a_group_of_home_is_held_against_home_with_the_same_patients():
+    home, n = drawn(n=600), 300
+    group = np.sort(np.random.default_rng(1).permutation(600)[:450])  # of some patients one recording, of others both
+    yardstick = Yardstick(TWO, home, n=n, seed=4)
+    row = yardstick.hold(home.take(group, "most of home"), measures=["auroc"]).iloc[0]
+    counts, model = metrics.patient_counts(home.patients, n, 4), row["model"]
+    drops = []
+    for one in counts:
+        of_group = np.zeros(600, int)
+        of_group[group] = one[group]
+        drops.append([np.mean(metrics.auroc(home.targets, home.scores[model], weights[None])) for weights in (one, of_group)])
+    drops = np.diff(drops)[:, 0] * -1
+    assert np.quantile(drops, [0.025, 0.975]) == pytest.approx(row[["drop_low", "drop_high"]].to_numpy(float), abs=1e-9)
+    strangers = Sample("others", home.targets[group], home.patients[group] + 1000, {k: v[group] for k, v in home.scores.items()})
+    apart = yardstick.hold(strangers, measures=["auroc"]).iloc[0]
+    assert row["drop_high"] - row["drop_low"] < 0.6 * (apart["drop_high"] - apart["drop_low"])
+
+
 @pytest.mark.parametrize("sizes", [(2000, 300), (800, 800)], ids=["other recordings", "the same"])
 def test_no_resampling_finds_the_drop_of_a_calibration_error(sizes):
     """Right probabilities at home; away they are right too, or 1.5 times as sure. Why a drop of ECE is given without an interval."""

@@ -68,12 +68,13 @@ class Comparison:
         return table.assign(p_holm=holm(table["p"]))
 
 
-def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc", records=None):
+def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc", records=None, counts=None):
     """Score several models on the same records with a patient-level bootstrap.
 
     Args:
         targets: 0/1 (records, labels). scores: dict model -> float (records, labels). patients: (records,). names: of the labels.
         metric: one of `METRICS`, or a function like them. records: identifiers, to be sure that none is there twice.
+        counts: int (n, records), how often each record is in each resample, where that was drawn elsewhere; `patient_counts` if not given.
 
     Returns:
         Comparison over the labels that have a positive and a negative record and are defined for every model.
@@ -90,7 +91,7 @@ def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc",
     defined = (targets.sum(0) > 0) & (targets.sum(0) < len(targets)) & np.isfinite(list(values.values())).all(0)
     if not defined.any():
         raise CremaError("no label has both a positive and a negative record: nothing can be scored")
-    counts = patient_counts(patients, n, seed)
+    counts = patient_counts(patients, n, seed) if counts is None else counts
     return Comparison(
         tuple(names[defined]),
         targets[:, defined].sum(0).astype(int),

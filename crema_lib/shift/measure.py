@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CremaError
-from ..metrics import METRICS, compare, interval, macro
+from ..metrics import METRICS, compare, interval, macro, patient_counts
 from ..metrics.thresholds import decide
 
 MEASURES = ("auroc", "auprc", "sensitivity", "specificity", "brier", "ece")
@@ -64,7 +64,7 @@ class Yardstick:
 
     Args:
         models: of `home.settle`; their thresholds are applied everywhere. sample: `home.Sample` of recordings at home that chose nothing.
-        n: resamples of patients. seed: of them; another sample of the same recordings meets the same resamples, and is paired by that.
+        n: resamples of patients. seed: of them.
         least: positives and negatives that a label needs, at home and away.
     """
 
@@ -73,11 +73,23 @@ class Yardstick:
         self.thresholds = {model.name: model.thresholds for model in models}
         self._known = {}
 
-    def _measure(self, sample, metric, labels, seed):
+    def _counts(self, sample):
+        """How often each recording is in each resample, int (n, records): of a patient of home as often as there, others by themselves."""
+        people, first = np.unique(self.sample.patients, return_index=True)
+        known = np.isin(sample.patients, people)
+        counts = np.empty((self.n, len(known)), dtype=np.int64)
+        if known.any():
+            at_home = patient_counts(self.sample.patients, self.n, self.seed)
+            counts[:, known] = at_home[:, first[np.searchsorted(people, sample.patients[known])]]
+        if not known.all():
+            counts[:, ~known] = patient_counts(sample.patients[~known], self.n, self.seed + 1)
+        return counts
+
+    def _measure(self, sample, metric, labels, counts):
         scores = {model: values[:, labels] for model, values in sample.scores.items()}
         if metric in DECIDED:
             scores = {model: decide(values, self.thresholds[model][labels]) for model, values in scores.items()}
-        return compare(sample.targets[:, labels], scores, sample.patients, self.names[labels], n=self.n, seed=seed, metric=metric)
+        return compare(sample.targets[:, labels], scores, sample.patients, self.names[labels], metric=metric, counts=counts)
 
     def labels(self, sample):
         """Bool (labels,): enough positives and negatives both at home and in the sample."""
@@ -87,8 +99,8 @@ class Yardstick:
     def hold(self, sample, *, measures=MEASURES, labels=None):
         """Measure a sample away from home and how far it falls short of home, on the labels that both have.
 
-        Home and away are resampled by themselves, except where the patients are the same ones in the same order: there the same
-        resamples are drawn and the difference is paired.
+        Patients who are in both come as often in a resample of one as of the other: a drop between the same recordings is paired, and what
+        a group of home shares with home is taken out. All others are resampled by themselves.
 
         Args:
             measures: of `METRICS`. labels: bool (labels,) to ask for fewer.
@@ -104,15 +116,15 @@ class Yardstick:
         shared = self.labels(sample) & (True if labels is None else np.asarray(labels))
         if not shared.any():
             raise CremaError(f"{sample.name} and home share no label with at least {self.least} positives and negatives: compare others")
-        paired = np.array_equal(sample.patients, self.sample.patients)
+        counts = self._counts(sample)
         rows = []
         for metric in measures:
             if metric not in METRICS:
                 raise CremaError(f"unknown metric {metric!r}: known are {', '.join(METRICS)}")
             key = metric, shared.tobytes()
             if key not in self._known:
-                self._known[key] = self._measure(self.sample, metric, shared, self.seed)
-            home, away = self._known[key], self._measure(sample, metric, shared, self.seed + (not paired))
+                self._known[key] = self._measure(self.sample, metric, shared, self._counts(self.sample))
+            home, away = self._known[key], self._measure(sample, metric, shared, counts)
             sign = -1 if metric in LESS_IS_BETTER else 1
             here_too, there_too = np.isin(home.names, away.names), np.isin(away.names, home.names)
             if not there_too.any():
