@@ -252,6 +252,8 @@ def _embed(args):
         part.unlink(missing_ok=True)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")
+    for record in features.loc[features["quality"].str.split(";").map(lambda flags: "amplitude" in flags), "record"]:
+        print(f"in doubt {record}: its leads are too small or too large for an ECG, so its unit may be another (quality amplitude)")
     print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .data.prepare import prepare
-from .data.store import check_fits
+from .data.prepare import implausible, prepare
+from .data.store import MV_PER_STEP, check_fits
 from .errors import CremaError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,11 +134,11 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
         readout, precision: see `embed_store`.
 
     Returns:
-        (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding), then float32 columns
-        f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
+        (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding, see also
+        `judged`), then float32 columns f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
 
     Raises:
-        CremaError: a path that is not there, or no recording that can be used.
+        CremaError: a path that is not there, no recording that can be used, or recordings that are all implausibly large or small.
     """
     seconds = encoder.n_patches * encoder.patch / encoder.fs
     with tempfile.TemporaryDirectory() as folder:
@@ -146,10 +146,24 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
             "files", source=list(paths), out=Path(folder) / "store", fs=encoder.fs, seconds=seconds, band=encoder.band,
             unit=unit, rate=rate, progress=progress,
         )  # fmt: skip
+        table = store.table[["record"]].assign(quality=judged(store, unit)).reset_index(drop=True)
         values = embed_store(encoder, store, readout=readout, precision=precision, device=device, progress=progress)
-        table = store.table[["record", "quality"]].reset_index(drop=True)
         del store  # a system that locks open files could not take the folder away
     return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report
+
+
+def judged(recordings, unit=None):
+    """The quality of recordings, flags joined by ';', with "amplitude" where they are implausibly large or small for an ECG.
+
+    Args:
+        recordings: a store, or a `reader.Recordings`. unit: that was given for them, None where the files say it.
+
+    Raises:
+        CremaError: all are, see `data.prepare.implausible`.
+    """
+    odd = implausible(recordings.signals, recordings.lead_mask, unit, step=MV_PER_STEP)
+    quality = recordings.table["quality"]
+    return quality.mask(odd, quality.where(quality == "", quality + ";") + "amplitude")
 
 
 @contextlib.contextmanager

@@ -21,11 +21,11 @@ from torch import nn
 
 from . import objectives, weights
 from .data import splits
-from .data.leads import LEADS
+from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
 from .data.records import _canonical
-from .data.store import MV_PER_STEP, EcgStore, to_steps
-from .embeddings import embed_store, frozen
+from .data.store import EcgStore, to_steps
+from .embeddings import embed_store, frozen, judged
 from .errors import CremaError
 from .metrics.calibration import Temperature
 from .probes.linear import LinearProbe
@@ -33,7 +33,6 @@ from .shift.home import Model, settle
 from .shift.signals import Novelty
 from .sit import MV_PER_UNIT
 
-PLAUSIBLE = (0.05, 20.0)  # mV from the lowest to the highest value of a lead; an error in the unit is a factor of 1000 (ours)
 PERCENT = np.arange(101)
 PROBE, TEMPERATURE = ("mean", "deviation", "weight", "bias", "known"), ("values", "positives", "own")  # what of them is kept
 
@@ -163,27 +162,19 @@ class Reader:
 
         Returns:
             `Recordings`. Of files, what cannot be used is left out and told in `report`. Longer recordings are cut to their middle,
-            shorter ones padded with zeros; missing limb leads are derived, others masked. Quality "amplitude": outside of `PLAUSIBLE`.
+            shorter ones padded with zeros; missing limb leads are derived, others masked. Quality "amplitude": see
+            `embeddings.judged`.
 
         Raises:
-            CremaError: an array without fs, leads or unit; a recording that cannot be read (an array) or none that can (files); all
-                recordings implausibly large or small.
+            CremaError: an array without fs, leads or unit, or with a name that is no lead (in a file it is a channel to drop); a
+                recording that cannot be read (an array) or none that can (files); all recordings implausibly large or small.
         """
         source = [source] if isinstance(source, str | Path) else source
         if isinstance(source, list | tuple) and all(isinstance(one, str | Path) for one in source):
             found = _from_files(self.encoder, source, fs, unit, progress)
         else:
             found = _from_arrays(self.encoder, source, fs, leads, unit)
-        sizes = (found.signals.max(axis=2).astype(float) - found.signals.min(axis=2)) * MV_PER_STEP
-        sizes = np.nanmedian(np.where(found.lead_mask, sizes, np.nan), axis=1)
-        odd = (sizes < PLAUSIBLE[0]) | (sizes > PLAUSIBLE[1])
-        if odd.all():
-            raise CremaError(
-                f"the leads measure {np.median(sizes):.3g} mV from lowest to highest value, those of an ECG {PLAUSIBLE[0]:g} to "
-                f"{PLAUSIBLE[1]:g} mV: the unit is another than {unit or 'the files say'}"
-            )
-        quality = found.table["quality"]
-        found.table["quality"] = quality.mask(odd, quality.where(quality == "", quality + ";") + "amplitude")
+        found.table["quality"] = judged(found, unit)
         return found
 
     def embed(self, recordings):
@@ -275,6 +266,7 @@ def _from_arrays(encoder, source, fs, leads, unit):
         raise CremaError("an array does not say what it holds: give fs (Hz), leads (their names) and unit (mV, uV, nV or V)")
     if unit not in MV_PER_UNIT:
         raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
+    check_names(leads)
     samples, ready, flags, masks = encoder.n_patches * encoder.patch, [], [], []
     condition(np.zeros((1, samples)), fs, fs_out=encoder.fs, band=encoder.band)  # a bad rate is told first
     for i, signal in enumerate(source if isinstance(source, list | tuple) or np.ndim(source) == 3 else [source]):

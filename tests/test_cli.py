@@ -176,6 +176,12 @@ def test_embed_writes_a_table_of_features(tmp_path, monkeypatch, capsys):
     expected = model.embed(np.stack(list(columns.values())), fs=100, leads=list(columns))
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=5e-3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.parquet"]
+    (1000 * pd.DataFrame(columns)).to_csv(tmp_path / "large.csv", index=False)
+    words[2:3] = [str(tmp_path / "large.csv")]
+    assert cli.main([*words, "--unit", "mV", "--rate", "100"]) == 0
+    assert "in doubt large: its leads are too small or too large for an ECG" in capsys.readouterr().out
+    assert cli.main([*words[:1], *words[2:], "--unit", "mV", "--rate", "100"]) == 1
+    assert "error: the leads measure" in capsys.readouterr().err
     monkeypatch.setattr(embeddings, "embed_files", lambda *a, **k: pytest.fail("computed for nothing"))
     for out in (tmp_path / "out", tmp_path / "mine.csv" / "x.parquet"):
         assert cli.main([*words[:3], "--out", str(out)]) == 1

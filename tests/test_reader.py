@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 from crema_lib import __main__ as cli
 from crema_lib.data import labels, splits
 from crema_lib.data.leads import LEADS
+from crema_lib.data.prepare import PLAUSIBLE
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
 from crema_lib.metrics import auroc
 from crema_lib.objectives import CMSC, CRMAE
-from crema_lib.reader import PLAUSIBLE, Reader, Reference, make
+from crema_lib.reader import Reader, Reference, make
 from crema_lib.shift import corrupt, home
 from crema_lib.shift.signals import Novelty
 from crema_lib.sit import SiT
@@ -224,7 +225,8 @@ def test_a_shift_reads_recordings_like_a_store(reader, ecgs):
         ({"fs": 0}, "a sampling rate of 0 Hz is implausible"),
         ({"leads": LEADS[:3]}, r"recording 0 has shape \(12, 1200\), which does not fit 3 lead names: give \(leads, samples\)"),
         ({"leads": ["I", *LEADS[:11]]}, "record 0: lead I is given twice"),
-        ({"leads": [f"ch{i}" for i in range(12)]}, "record 0: no known lead among ch0, ch1"),
+        ({"leads": [f"ch{i}" for i in range(12)]}, "no known lead is called ch0, ch1"),
+        ({"leads": [*LEADS[:11], "Z"]}, "no known lead is called Z: known are I II"),
         ({"source": np.zeros((12, 500))}, "record 0: every lead is flat"),
         ({"source": np.ones(500)}, r"recording 0 has shape \(500,\), which does not fit 12 lead names"),
         ({"source": np.full((12, 500), np.inf)}, "recording 0 holds infinite values: write NaN where a sample is missing"),
