@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -41,6 +43,12 @@ def fingerprint(encoder):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_readout(encoder, readout):
+    """Raise CremaError unless the readout is one that gives a vector a recording with this encoder (`blocks` and `tokens` give more)."""
+    if readout not in encoder.readouts:
+        raise CremaError(f"unknown readout {readout!r} for this {type(encoder).__name__}: known are {', '.join(encoder.readouts)}")
 
 
 def read_out(encoder, signal, lead_mask, readouts):
@@ -131,15 +139,17 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
     Args:
         encoder: a pretrained one; its rate, length and band count. paths: WFDB or CSV files, and folders of recordings, see
             `data.sources.rows_of_files`. unit, rate: unit and sampling rate (Hz) of recordings that name none.
-        readout, precision: see `embed_store`.
+        readout: one of `encoder.readouts`, see `SiT.features`. precision: see `embed_store`.
 
     Returns:
         (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding, see also
         `judged`), then float32 columns f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
 
     Raises:
-        CremaError: a path that is not there, no recording that can be used, or recordings that are all implausibly large or small.
+        CremaError: an unknown readout, a path that is not there, no recording that can be used, or recordings that are all implausibly
+            large or small.
     """
+    check_readout(encoder, readout)
     seconds = encoder.n_patches * encoder.patch / encoder.fs
     with tempfile.TemporaryDirectory() as folder:
         store, report = prepare(
@@ -150,6 +160,17 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
         values = embed_store(encoder, store, readout=readout, precision=precision, device=device, progress=progress)
         del store  # a system that locks open files could not take the folder away
     return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report
+
+
+def write_features(path, features, origin):
+    """Write the features of `embed_files` as a Parquet file that says where they are from.
+
+    Args:
+        origin: dict, kept as JSON under the key `crema_lib` of the schema's metadata:
+            `json.loads(pyarrow.parquet.read_schema(path).metadata[b"crema_lib"])`.
+    """
+    table = pa.Table.from_pandas(features, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"crema_lib": json.dumps(origin).encode()}), path)
 
 
 def judged(recordings, unit=None):

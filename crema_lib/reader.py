@@ -25,7 +25,7 @@ from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
 from .data.records import _canonical
 from .data.store import EcgStore, to_steps
-from .embeddings import embed_store, frozen, judged
+from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
 from .metrics.calibration import Temperature
 from .probes.linear import LinearProbe
@@ -234,16 +234,17 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
 
     Args:
         name: as of `Reader.load`. store: with folds; folds 1-8 fit, fold 9 gives temperatures, thresholds and the scale of novelty.
-            task: see `labels.matrix`. readout: see `SiT.features`. cache: see `embed_store`.
+            task: see `labels.matrix`. readout: of `SiT.features`. cache: see `embed_store`.
 
     Returns:
         `Reader`.
 
     Raises:
-        CremaError: no such model, see `home.settle` and `Reference.of`.
+        CremaError: no such model, a readout that it does not have, see `home.settle` and `Reference.of`.
     """
     folder = weights.locate(name)
     encoder = objectives.load(folder).encoder
+    check_readout(encoder, readout)
     train, valid, _ = splits.parts(store.table)
     rows = np.sort(np.r_[train, valid])
     found = embed_store(encoder, store, rows, readout=readout, cache=cache, device=device, progress=progress)
@@ -254,7 +255,7 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
     tensors = {key: getattr(model.probe, key).cpu().numpy() for key in PROBE}
     tensors |= {key: getattr(model.temperature, key) for key in TEMPERATURE} | {"thresholds": model.thresholds}
     told = {"readout": model.readout, "data": store.meta.get("source", ""), "data_sha256": store.meta["sha256"]}
-    told |= {"model_sha256": _sha256(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
+    told |= {"model_sha256": weights.sha256(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
     about = {"task": task, "labels": json.dumps(model.names), "strength": model.probe.strength}
     _write(folder, f"probe-{task}", tensors, told | about)
     _write(folder, "novelty", {key: value.astype(np.float32) for key, value in vars(reference).items()}, told)
@@ -306,17 +307,15 @@ def _from_files(encoder, source, fs, unit, progress):
 def _features(features, size):
     x = np.array(features, dtype=np.float32)
     if x.ndim != 2 or x.shape[1] != size or not np.isfinite(x).all():
-        raise CremaError(f"features of shape {x.shape} must be finite (records, {size}): make them with `embed` of the same reader")
+        raise CremaError(
+            f"features of shape {x.shape} must be finite (records, {size}): make them with `embed` of the same reader, or by command with "
+            "--readout as the reader was made (layers, unless told otherwise)"
+        )
     return x
 
 
 def _index(features):
     return features.index if isinstance(features, pd.DataFrame) else None
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder, name, tensors, told):
@@ -326,7 +325,9 @@ def _write(folder, name, tensors, told):
     save_file(tensors, path, {key: str(value) for key, value in told.items()})
     if sums.is_file():
         others = [line for line in sums.read_text().splitlines() if not line.endswith(f" {path.name}")]
-        sums.write_text("".join(f"{line}\n" for line in sorted([*others, f"{_sha256(path)}  {path.name}"], key=lambda line: line[66:])))
+        sums.write_text(
+            "".join(f"{line}\n" for line in sorted([*others, f"{weights.sha256(path)}  {path.name}"], key=lambda line: line[66:]))
+        )
 
 
 def _open(folder, name):
@@ -340,6 +341,6 @@ def _open(folder, name):
             tensors, told = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - no dict
     except (SafetensorError, OSError) as error:
         raise CremaError(f"{path} is damaged ({error}): fetch it again, or {advice}") from None
-    if told.get("model_sha256") != _sha256(folder / "model.safetensors"):
+    if told.get("model_sha256") != weights.sha256(folder / "model.safetensors"):
         raise CremaError(f"{path} was made for other weights than those beside it: {advice}")
     return tensors, told

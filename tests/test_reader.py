@@ -249,7 +249,9 @@ def test_real_amplitudes_are_plausible(store):
 def test_features_of_another_reader(reader, ecgs):
     for wrong in (np.zeros((2, 5)), np.full((2, 32), np.nan), np.zeros(32)):
         for ask in (reader.probabilities, reader.novelty):
-            with pytest.raises(CremaError, match=r"must be finite \(records, 32\): make them with `embed` of the same reader"):
+            with pytest.raises(
+                CremaError, match=r"must be finite \(records, 32\): make them with `embed` of the same reader, or by command with --readout"
+            ):
                 ask(wrong)
 
 
