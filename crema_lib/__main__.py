@@ -62,7 +62,13 @@ def _data_prepare(args):
     out = report[report["action"] == "left out"]
     for _, row in out.head(5).iterrows():
         print(f"left out {row['record']}: {row['reason']}")
+    _tell_passed_over(report)
     print(f"{store.path}: {len(store):,} records, {len(out):,} left out, {len(report) - len(out):,} notes (report.csv)")
+
+
+def _tell_passed_over(report):
+    for reason in report.loc[report["action"] == "passed over", "reason"]:
+        print(reason)
 
 
 def _book_command(commands):
@@ -259,6 +265,7 @@ def _embed(args):
         part.unlink(missing_ok=True)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")
+    _tell_passed_over(report)
     for record in features.loc[features["quality"].str.split(";").map(lambda flags: "amplitude" in flags), "record"]:
         print(f"in doubt {record}: its leads are too small or too large for an ECG, so its unit may be another (quality amplitude)")
     print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")

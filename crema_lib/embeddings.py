@@ -143,7 +143,7 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
 
     Returns:
         (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding, see also
-        `judged`), then float32 columns f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
+        `judged`), then float32 columns f0, f1, ...; report: record, reason, action, for what was left out, passed over or kept with a flag.
 
     Raises:
         CremaError: an unknown readout, a path that is not there, no recording that can be used, or recordings that are all implausibly

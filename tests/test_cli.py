@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -121,6 +122,13 @@ def test_prepare_says_what_it_did(tmp_path, capsys):
     assert cli.main(["data", "prepare", "mine", "--source", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert "left out bad:" in out and "1 records, 1 left out" in out
+    (tmp_path / "note.txt").write_text("mine")
+    shutil.rmtree(tmp_path / "store")
+    rest = "passed over in folders, neither WFDB nor CSV with a column a lead: 1 file (note.txt)"
+    with tempfile.TemporaryDirectory() as out:
+        for words in (["data", "prepare", "mine", "--out", f"{out}/store", "--source"], ["embed", "--out", f"{out}/x.parquet"]):
+            assert cli.main([*words, str(tmp_path)]) == 0
+            assert rest in capsys.readouterr().out
 
 
 def test_pretrain_leaves_a_model(tmp_path, monkeypatch, capsys):

@@ -153,7 +153,8 @@ def prepare(
         limit: take the first records only.
 
     Returns:
-        (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out` or `kept with flag`), also in report.csv.
+        (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out`, `kept with flag`, or `passed over` for
+        files of a folder that are no recordings), also in report.csv.
 
     Raises:
         CremaError: an argument out of range, no recordings, not one that can be used, unreadable tables, a bad band, a folder `out` with
@@ -166,7 +167,8 @@ def prepare(
 
         source = manifest.locate(name)
     out = Path(out or store_path(name, fs, seconds))
-    rows, where = (rows_of_files(source, fs), "the files") if isinstance(source, list | tuple) else (rows_of(Path(source), fs), source)
+    named, others = isinstance(source, list | tuple), []
+    rows, where = (rows_of_files(source, fs, others), "the files") if named else (rows_of(Path(source), fs, others), source)
     rows = rows[:limit]
     condition(np.zeros((1, round(fs * MIN_SECONDS))), fs, fs_out=fs, band=band)  # a bad band is told before an hour of reading
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
@@ -185,6 +187,12 @@ def prepare(
                 bar.update(len(chunk))
         if not writer.rows:
             raise CremaError(f"none of the {len(rows)} records in {where} can be used; the first: {report[0]['reason']}")
+        if others:
+            shown = ", ".join(path.name for path in others[:3]) + ", ..." * (len(others) > 3)
+            reason = (
+                f"passed over in folders, neither WFDB nor CSV with a column a lead: {len(others)} file{'s' * (len(others) > 1)} ({shown})"
+            )
+            report.append({"record": "(all)", "reason": reason, "action": "passed over"})
         if len(rates) > 1:
             text = ", ".join(f"{rate:g} Hz ({n})" for rate, n in sorted(rates.items()))
             reason = f"mixed sampling rates, each brought to {fs:g} Hz: {text}"
