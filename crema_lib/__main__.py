@@ -62,7 +62,13 @@ def _data_prepare(args):
     out = report[report["action"] == "left out"]
     for _, row in out.head(5).iterrows():
         print(f"left out {row['record']}: {row['reason']}")
+    _tell_passed_over(report)
     print(f"{store.path}: {len(store):,} records, {len(out):,} left out, {len(report) - len(out):,} notes (report.csv)")
+
+
+def _tell_passed_over(report):
+    for reason in report.loc[report["action"] == "passed over", "reason"]:
+        print(reason)
 
 
 def _book_command(commands):
@@ -207,9 +213,11 @@ def _search(args):
 def _embed_command(commands):
     parser = commands.add_parser("embed", help="features of your own recordings from a pretrained encoder")
     parser.add_argument("files", nargs="+", metavar="FILE", help="WFDB records, CSV tables (a column a lead), or folders of recordings")
-    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file: record, quality, then one column a feature")
+    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file (*.parquet): record, quality, then one column a feature")
     parser.add_argument("--checkpoint", metavar="MODEL", help="name of a model in weights/, or a folder (default: the first in weights/)")
-    parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: mean)")
+    parser.add_argument(
+        "--readout", help="how tokens become one embedding: mean (default), layers (which the committed probe and novelty read) or moments"
+    )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the matrix products (default: bf16 where that is faster)")
     parser.add_argument("--unit", help="of recordings that name none: mV, uV, nV or V")
     parser.add_argument("--rate", type=float, help="sampling rate of recordings that name none, Hz")
@@ -222,11 +230,11 @@ def _embed(args):
     from pathlib import Path
 
     from .cost import fast_precision
-    from .embeddings import embed_files
+    from .embeddings import embed_files, write_features
     from .paths import home
     from .precision import check_device
     from .sit import SiT
-    from .weights import locate
+    from .weights import locate, sha256
 
     found = [locate(args.checkpoint)] if args.checkpoint else sorted(path.parent for path in (home() / "weights").glob("*/config.json"))
     if not found:
@@ -240,18 +248,26 @@ def _embed(args):
     try:  # told before all the computing, not after it
         if out.is_dir():
             raise IsADirectoryError(f"{out} is a folder")
+        if out.suffix.lower() != ".parquet":
+            raise CremaError(f"{out} would be a Parquet file: give it a name that ends in .parquet with --out")
         out.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:
         raise CremaError(f"{out} cannot be written ({error}): give the name of a file with --out") from None
     try:
-        features, report = embed_files(SiT.from_pretrained(folder), args.files, progress=True, **options)
-        features.to_parquet(part, index=False)
+        encoder = SiT.from_pretrained(folder)
+        features, report = embed_files(encoder, args.files, progress=True, **options)
+        told = {key: {**embed_files.__kwdefaults__, **options}[key] for key in ("readout", "precision", "unit", "rate")}
+        origin = {"model": str(args.checkpoint or folder.name), "model_sha256": sha256(folder / "model.safetensors"), "fs": encoder.fs}
+        write_features(part, features, {**origin, **told, "crema_lib": __version__})
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
     for row in report[report["action"] == "left out"].itertuples():
         print(f"left out {row.record}: {row.reason}")
+    _tell_passed_over(report)
+    for record in features.loc[features["quality"].str.split(";").map(lambda flags: "amplitude" in flags), "record"]:
+        print(f"in doubt {record}: its leads are too small or too large for an ECG, so its unit may be another (quality amplitude)")
     print(f"{out}: {len(features):,} recordings, {features.shape[1] - 2} features of {folder.name}")
 
 
@@ -260,7 +276,7 @@ def _reader_command(commands):
     parser.add_argument("data", metavar="NAME", help="prepared data set with labels and folds, or the folder of a store")
     parser.add_argument("--checkpoint", required=True, metavar="MODEL", help="name of a model in weights/, or a folder; the files go there")
     parser.add_argument("--task", help="labels of the probe: all, diag, sub, super, form, rhythm, shared or sex (default: super)")
-    parser.add_argument("--readout", choices=("mean", "cls", "layers", "moments"), help="how tokens become one embedding (default: layers)")
+    parser.add_argument("--readout", help="how tokens become one embedding: mean, layers or moments (default: layers)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (default: cpu)")
     parser.set_defaults(run=_reader)
 

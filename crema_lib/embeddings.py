@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from .data.prepare import prepare
-from .data.store import check_fits
+from .data.prepare import implausible, prepare
+from .data.store import MV_PER_STEP, check_fits
 from .errors import CremaError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,6 +43,12 @@ def fingerprint(encoder):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_readout(encoder, readout):
+    """Raise CremaError unless the readout is one that gives a vector a recording with this encoder (`blocks` and `tokens` give more)."""
+    if readout not in encoder.readouts:
+        raise CremaError(f"unknown readout {readout!r} for this {type(encoder).__name__}: known are {', '.join(encoder.readouts)}")
 
 
 def read_out(encoder, signal, lead_mask, readouts):
@@ -131,25 +139,52 @@ def embed_files(encoder, paths, *, unit=None, rate=None, readout="mean", precisi
     Args:
         encoder: a pretrained one; its rate, length and band count. paths: WFDB or CSV files, and folders of recordings, see
             `data.sources.rows_of_files`. unit, rate: unit and sampling rate (Hz) of recordings that name none.
-        readout, precision: see `embed_store`.
+        readout: one of `encoder.readouts`, see `SiT.features`. precision: see `embed_store`.
 
     Returns:
-        (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding), then float32 columns
-        f0, f1, ...; report: record, reason, action, for what was left out or kept with a flag.
+        (features, report): DataFrames. features: record, quality (what was found: missing or flat leads, padding, see also
+        `judged`), then float32 columns f0, f1, ...; report: record, reason, action, for what was left out, passed over or kept with a flag.
 
     Raises:
-        CremaError: a path that is not there, or no recording that can be used.
+        CremaError: an unknown readout, a path that is not there, no recording that can be used, or recordings that are all implausibly
+            large or small.
     """
+    check_readout(encoder, readout)
     seconds = encoder.n_patches * encoder.patch / encoder.fs
     with tempfile.TemporaryDirectory() as folder:
         store, report = prepare(
             "files", source=list(paths), out=Path(folder) / "store", fs=encoder.fs, seconds=seconds, band=encoder.band,
             unit=unit, rate=rate, progress=progress,
         )  # fmt: skip
+        table = store.table[["record"]].assign(quality=judged(store, unit)).reset_index(drop=True)
         values = embed_store(encoder, store, readout=readout, precision=precision, device=device, progress=progress)
-        table = store.table[["record", "quality"]].reset_index(drop=True)
         del store  # a system that locks open files could not take the folder away
     return pd.concat([table, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1), report
+
+
+def write_features(path, features, origin):
+    """Write the features of `embed_files` as a Parquet file that says where they are from.
+
+    Args:
+        origin: dict, kept as JSON under the key `crema_lib` of the schema's metadata:
+            `json.loads(pyarrow.parquet.read_schema(path).metadata[b"crema_lib"])`.
+    """
+    table = pa.Table.from_pandas(features, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"crema_lib": json.dumps(origin).encode()}), path)
+
+
+def judged(recordings, unit=None):
+    """The quality of recordings, flags joined by ';', with "amplitude" where they are implausibly large or small for an ECG.
+
+    Args:
+        recordings: a store, or a `reader.Recordings`. unit: that was given for them, None where the files say it.
+
+    Raises:
+        CremaError: all are, see `data.prepare.implausible`.
+    """
+    odd = implausible(recordings.signals, recordings.lead_mask, unit, step=MV_PER_STEP)
+    quality = recordings.table["quality"]
+    return quality.mask(odd, quality.where(quality == "", quality + ";") + "amplitude")
 
 
 @contextlib.contextmanager

@@ -21,11 +21,11 @@ from torch import nn
 
 from . import objectives, weights
 from .data import splits
-from .data.leads import LEADS
+from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
 from .data.records import _canonical
-from .data.store import MV_PER_STEP, EcgStore, to_steps
-from .embeddings import embed_store, frozen
+from .data.store import EcgStore, to_steps
+from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
 from .metrics.calibration import Temperature
 from .probes.linear import LinearProbe
@@ -33,7 +33,6 @@ from .shift.home import Model, settle
 from .shift.signals import Novelty
 from .sit import MV_PER_UNIT
 
-PLAUSIBLE = (0.05, 20.0)  # mV from the lowest to the highest value of a lead; an error in the unit is a factor of 1000 (ours)
 PERCENT = np.arange(101)
 PROBE, TEMPERATURE = ("mean", "deviation", "weight", "bias", "known"), ("values", "positives", "own")  # what of them is kept
 
@@ -163,27 +162,19 @@ class Reader:
 
         Returns:
             `Recordings`. Of files, what cannot be used is left out and told in `report`. Longer recordings are cut to their middle,
-            shorter ones padded with zeros; missing limb leads are derived, others masked. Quality "amplitude": outside of `PLAUSIBLE`.
+            shorter ones padded with zeros; missing limb leads are derived, others masked. Quality "amplitude": see
+            `embeddings.judged`.
 
         Raises:
-            CremaError: an array without fs, leads or unit; a recording that cannot be read (an array) or none that can (files); all
-                recordings implausibly large or small.
+            CremaError: an array without fs, leads or unit, or with a name that is no lead (in a file it is a channel to drop); a
+                recording that cannot be read (an array) or none that can (files); all recordings implausibly large or small.
         """
         source = [source] if isinstance(source, str | Path) else source
         if isinstance(source, list | tuple) and all(isinstance(one, str | Path) for one in source):
             found = _from_files(self.encoder, source, fs, unit, progress)
         else:
             found = _from_arrays(self.encoder, source, fs, leads, unit)
-        sizes = (found.signals.max(axis=2).astype(float) - found.signals.min(axis=2)) * MV_PER_STEP
-        sizes = np.nanmedian(np.where(found.lead_mask, sizes, np.nan), axis=1)
-        odd = (sizes < PLAUSIBLE[0]) | (sizes > PLAUSIBLE[1])
-        if odd.all():
-            raise CremaError(
-                f"the leads measure {np.median(sizes):.3g} mV from lowest to highest value, those of an ECG {PLAUSIBLE[0]:g} to "
-                f"{PLAUSIBLE[1]:g} mV: the unit is another than {unit or 'the files say'}"
-            )
-        quality = found.table["quality"]
-        found.table["quality"] = quality.mask(odd, quality.where(quality == "", quality + ";") + "amplitude")
+        found.table["quality"] = judged(found, unit)
         return found
 
     def embed(self, recordings):
@@ -243,16 +234,17 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
 
     Args:
         name: as of `Reader.load`. store: with folds; folds 1-8 fit, fold 9 gives temperatures, thresholds and the scale of novelty.
-            task: see `labels.matrix`. readout: see `SiT.features`. cache: see `embed_store`.
+            task: see `labels.matrix`. readout: of `SiT.features`. cache: see `embed_store`.
 
     Returns:
         `Reader`.
 
     Raises:
-        CremaError: no such model, see `home.settle` and `Reference.of`.
+        CremaError: no such model, a readout that it does not have, see `home.settle` and `Reference.of`.
     """
     folder = weights.locate(name)
     encoder = objectives.load(folder).encoder
+    check_readout(encoder, readout)
     train, valid, _ = splits.parts(store.table)
     rows = np.sort(np.r_[train, valid])
     found = embed_store(encoder, store, rows, readout=readout, cache=cache, device=device, progress=progress)
@@ -263,7 +255,7 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
     tensors = {key: getattr(model.probe, key).cpu().numpy() for key in PROBE}
     tensors |= {key: getattr(model.temperature, key) for key in TEMPERATURE} | {"thresholds": model.thresholds}
     told = {"readout": model.readout, "data": store.meta.get("source", ""), "data_sha256": store.meta["sha256"]}
-    told |= {"model_sha256": _sha256(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
+    told |= {"model_sha256": weights.sha256(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
     about = {"task": task, "labels": json.dumps(model.names), "strength": model.probe.strength}
     _write(folder, f"probe-{task}", tensors, told | about)
     _write(folder, "novelty", {key: value.astype(np.float32) for key, value in vars(reference).items()}, told)
@@ -275,6 +267,7 @@ def _from_arrays(encoder, source, fs, leads, unit):
         raise CremaError("an array does not say what it holds: give fs (Hz), leads (their names) and unit (mV, uV, nV or V)")
     if unit not in MV_PER_UNIT:
         raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
+    check_names(leads)
     samples, ready, flags, masks = encoder.n_patches * encoder.patch, [], [], []
     condition(np.zeros((1, samples)), fs, fs_out=encoder.fs, band=encoder.band)  # a bad rate is told first
     for i, signal in enumerate(source if isinstance(source, list | tuple) or np.ndim(source) == 3 else [source]):
@@ -314,17 +307,15 @@ def _from_files(encoder, source, fs, unit, progress):
 def _features(features, size):
     x = np.array(features, dtype=np.float32)
     if x.ndim != 2 or x.shape[1] != size or not np.isfinite(x).all():
-        raise CremaError(f"features of shape {x.shape} must be finite (records, {size}): make them with `embed` of the same reader")
+        raise CremaError(
+            f"features of shape {x.shape} must be finite (records, {size}): make them with `embed` of the same reader, or by command with "
+            "--readout as the reader was made (layers, unless told otherwise)"
+        )
     return x
 
 
 def _index(features):
     return features.index if isinstance(features, pd.DataFrame) else None
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder, name, tensors, told):
@@ -334,7 +325,9 @@ def _write(folder, name, tensors, told):
     save_file(tensors, path, {key: str(value) for key, value in told.items()})
     if sums.is_file():
         others = [line for line in sums.read_text().splitlines() if not line.endswith(f" {path.name}")]
-        sums.write_text("".join(f"{line}\n" for line in sorted([*others, f"{_sha256(path)}  {path.name}"], key=lambda line: line[66:])))
+        sums.write_text(
+            "".join(f"{line}\n" for line in sorted([*others, f"{weights.sha256(path)}  {path.name}"], key=lambda line: line[66:]))
+        )
 
 
 def _open(folder, name):
@@ -348,6 +341,6 @@ def _open(folder, name):
             tensors, told = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - no dict
     except (SafetensorError, OSError) as error:
         raise CremaError(f"{path} is damaged ({error}): fetch it again, or {advice}") from None
-    if told.get("model_sha256") != _sha256(folder / "model.safetensors"):
+    if told.get("model_sha256") != weights.sha256(folder / "model.safetensors"):
         raise CremaError(f"{path} was made for other weights than those beside it: {advice}")
     return tensors, told

@@ -13,8 +13,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from . import weights
-from .data.leads import LEADS, to_canonical
-from .data.prepare import MIN_SECONDS, condition, crop_or_pad
+from .data.leads import LEADS, check_names, to_canonical
+from .data.prepare import MIN_SECONDS, condition, crop_or_pad, implausible
 from .errors import CremaError
 
 SIZES = {
@@ -350,8 +350,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
 
         Args:
             signal: array (leads, samples) or (records, leads, samples).
-            fs: its sampling rate, Hz. leads: its lead names, any order and spelling; missing limb leads are derived, other missing
-                leads masked. unit: V, mV, uV or nV.
+            fs: its sampling rate, Hz. leads: the lead name of each row, any order and spelling; missing limb leads are derived, other
+                missing leads masked. unit: V, mV, uV or nV.
             readout: see `features`.
 
         Returns:
@@ -359,7 +359,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             exactly as `prepare` does.
 
         Raises:
-            CremaError: unknown unit or readout, rate that is not positive, less than a second, NaN, no known lead.
+            CremaError: unknown unit or readout, rate that is not positive, less than a second, NaN, a name that is no lead (in a file it
+                would be a channel to drop, see `data.leads.check_names`), or recordings that are all implausibly large or small for
+                their unit, see `data.prepare.implausible`.
         """
         signal = np.asarray(signal, dtype=np.float32)
         signal = signal[None] if signal.ndim == 2 else signal
@@ -373,11 +375,13 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
             raise CremaError(f"{signal.shape[2] / fs:.2f} s are too short: at least {MIN_SECONDS:g} s are needed")
         if not np.isfinite(signal).all():
             raise CremaError("the signal holds NaN or infinite values: fill or cut them first")
+        check_names(leads)
         ordered = [to_canonical(record * np.float32(MV_PER_UNIT[unit]), leads) for record in signal]
-        pick = [LEADS.index(lead) for lead in self.leads]
+        pick, mask = [LEADS.index(lead) for lead in self.leads], np.stack([present for _, present in ordered])
         ready = condition(np.stack([record for record, _ in ordered]), fs, fs_out=self.fs, band=self.band)
-        ready = torch.from_numpy(crop_or_pad(ready, self.n_patches * self.patch)[0][:, pick])
-        mask = torch.from_numpy(np.stack([present for _, present in ordered])[:, pick])
+        ready = crop_or_pad(ready, self.n_patches * self.patch)[0]
+        implausible(ready, mask, unit)
+        ready, mask = torch.from_numpy(ready[:, pick]), torch.from_numpy(mask[:, pick])
         device, training = self.scale.device, self.training
         self.eval()
         try:

@@ -1,22 +1,30 @@
 """The command line: help at once, one sentence for what is wrong, exit status that a script can read."""
 
+import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 import wfdb
 from conftest import ROOT
+from safetensors import safe_open
 
+import crema_lib
 from crema_lib import __main__ as cli
 from crema_lib import bookbuild, embeddings, objectives
-from crema_lib.data.simulate import simulated_store
+from crema_lib.data.leads import LEADS
+from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.errors import CremaError, Stopped
 from crema_lib.sit import SiT
 
@@ -114,6 +122,13 @@ def test_prepare_says_what_it_did(tmp_path, capsys):
     assert cli.main(["data", "prepare", "mine", "--source", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert "left out bad:" in out and "1 records, 1 left out" in out
+    (tmp_path / "note.txt").write_text("mine")
+    shutil.rmtree(tmp_path / "store")
+    rest = "passed over in folders, neither WFDB nor CSV with a column a lead: 1 file (note.txt)"
+    with tempfile.TemporaryDirectory() as out:
+        for words in (["data", "prepare", "mine", "--out", f"{out}/store", "--source"], ["embed", "--out", f"{out}/x.parquet"]):
+            assert cli.main([*words, str(tmp_path)]) == 0
+            assert rest in capsys.readouterr().out
 
 
 def test_pretrain_leaves_a_model(tmp_path, monkeypatch, capsys):
@@ -176,13 +191,66 @@ def test_embed_writes_a_table_of_features(tmp_path, monkeypatch, capsys):
     expected = model.embed(np.stack(list(columns.values())), fs=100, leads=list(columns))
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=5e-3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.parquet"]
+    told = pq.read_schema(tmp_path / "out" / "x.parquet").metadata
+    with safe_open(ROOT / "weights" / "sit-xs-ptbxl-100hz" / "probe-super.safetensors", framework="numpy") as file:
+        sha256 = file.metadata()["model_sha256"]
+    assert b"pandas" in told and json.loads(told[b"crema_lib"]) == {
+        "model": "sit-xs-ptbxl-100hz", "model_sha256": sha256, "fs": 100, "readout": "mean", "precision": "no", "unit": "mV", "rate": 100.0,
+        "crema_lib": crema_lib.__version__,
+    }  # fmt: skip
+    (1000 * pd.DataFrame(columns)).to_csv(tmp_path / "large.csv", index=False)
+    words[2:3] = [str(tmp_path / "large.csv")]
+    assert cli.main([*words, "--unit", "mV", "--rate", "100"]) == 0
+    assert "in doubt large: its leads are too small or too large for an ECG" in capsys.readouterr().out
+    assert cli.main([*words[:1], *words[2:], "--unit", "mV", "--rate", "100"]) == 1
+    assert "error: the leads measure" in capsys.readouterr().err
     monkeypatch.setattr(embeddings, "embed_files", lambda *a, **k: pytest.fail("computed for nothing"))
     for out in (tmp_path / "out", tmp_path / "mine.csv" / "x.parquet"):
         assert cli.main([*words[:3], "--out", str(out)]) == 1
         assert f"{out} cannot be written" in capsys.readouterr().err
+    assert cli.main([*words[:3], "--out", str(tmp_path / "x.csv")]) == 1
+    assert "x.csv would be a Parquet file: give it a name that ends in .parquet with --out" in capsys.readouterr().err
     monkeypatch.setenv("CREMA_HOME", str(tmp_path))
     assert cli.main(words) == 1
     assert "weights holds no model: name one with --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["embed", "reader"])
+def test_readouts_that_are_offered_are_taken(command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    offered = capsys.readouterr().out.partition("  --readout")[2].partition("\n  --")[0]
+    assert all(name in offered for name in ("mean", "layers", "moments")) and "cls" not in offered
+    words = {
+        "embed": ["embed", str(ROOT / "README.md"), "--out", str(tmp_path / "x.parquet")],
+        "reader": ["reader", str(simulated_store(tmp_path / "store", 20, seconds=5).path), "--checkpoint", "sit-xs-ptbxl-100hz"],
+    }
+    for readout in ("cls", "blocks", "tokens"):
+        assert cli.main([*words[command], "--readout", readout]) == 1
+        assert f"error: unknown readout '{readout}' for this SiT: known are mean, layers, moments\n" in capsys.readouterr().err
+
+
+def test_the_steps_of_the_readme_lead_from_recordings_to_probabilities(tmp_path, monkeypatch, capsys):
+    signals = simulate(3, seed=0, fs=500)[0] / 1000
+    (tmp_path / "records").mkdir()
+    for i, mv in enumerate(signals[:2]):
+        wfdb.wrsamp(
+            f"r{i}", 500, ["mV"] * 12, list(LEADS), p_signal=mv.T, fmt=["16"] * 12, adc_gain=[1000] * 12, baseline=[0] * 12,
+            write_dir=str(tmp_path / "records"),
+        )  # fmt: skip
+    pd.DataFrame(signals[2].T, columns=LEADS).to_csv(tmp_path / "mine.csv", index=False)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## For your own ECGs")[2].partition("\n## ")[0]
+    commands, steps = (
+        [text for kind, text in re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL) if kind == one] for one in ("bash", "python")
+    )
+    words = next(shlex.split(line, comments=True) for line in commands[0].splitlines() if " embed " in line)
+    monkeypatch.chdir(tmp_path)
+    assert words[:3] == ["python", "-m", "crema_lib"] and cli.main([*words[3:], "--precision", "no"]) == 0
+    found = {"signal": 1000 * signals[0][[0, 1, 6, 10]]}
+    for step in steps:
+        exec(step, found)
+    assert found["chances"].shape == (3, 5) and found["chances"].index.tolist() == ["r0", "r1", "mine"]
+    assert list(found["strange"].columns) == ["distance", "percentile"]
 
 
 def test_leakage_is_told_and_only_strict_fails(tmp_path, capsys):

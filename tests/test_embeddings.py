@@ -165,12 +165,29 @@ def test_a_table_gives_what_wfdb_gives_and_a_damaged_file_is_named(files):
     assert [name.rpartition("/")[2] for name in found["record"]] == ["r0", "r0.csv"], "one name twice: told apart by their paths"
     np.testing.assert_allclose(found.iloc[0, 2:].astype(float), found.iloc[1, 2:].astype(float), atol=1e-5)
     again, _ = embed_files(encoder(), [folder], unit="uV", rate=200)
-    assert len(again) == 3, "a folder with WFDB headers is one of WFDB"
+    assert again["record"].tolist() == ["r0.csv", "wfdb/r0", "wfdb/r1", "wfdb/r2"], "WFDB and CSV of a folder, at any depth"
     (folder / "tables").mkdir()
     shutil.copy(folder / "r0.csv", folder / "tables")
     tables, _ = embed_files(encoder(), [folder / "tables"], unit="uV", rate=200)
     np.testing.assert_allclose(tables.iloc[0, 2:].astype(float), found.iloc[1, 2:].astype(float), atol=1e-5)
     assert report["record"].tolist() == ["bad"] and "no table of numbers" in report["reason"].item()
+
+
+def test_a_unit_that_cannot_be_right_is_refused_and_one_doubtful_file_flagged(files):
+    folder, _ = files
+    for unit in ("mV", "nV"):
+        with pytest.raises(CremaError, match=f"the leads measure .* mV from lowest to highest .* the unit is another than {unit}"):
+            embed_files(encoder(), [folder / "r0.csv"], unit=unit, rate=200)
+    found, _ = embed_files(encoder(), [folder / "wfdb" / "r1", folder / "r0.csv"], unit="mV", rate=200)
+    assert found["quality"].iloc[0] == "" and found["quality"].iloc[1].split(";")[-1] == "amplitude"
+
+
+def test_channels_of_a_file_that_are_no_leads_are_dropped(files, tmp_path):
+    folder, _ = files
+    table = pd.read_csv(folder / "r0.csv")
+    table.assign(Z=7.0, marker=0).to_csv(tmp_path / "r0.csv", index=False)
+    expected, found = (embed_files(encoder(), [path / "r0.csv"], unit="uV", rate=200)[0] for path in (folder, tmp_path))
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_files_that_are_not_there(files, tmp_path):

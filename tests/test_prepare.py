@@ -326,6 +326,41 @@ def test_names_that_repeat_keep_their_folder(tmp_path):
     assert run(tmp_path / "in", tmp_path / "out")[0].table["record"].tolist() == ["a/1", "b/1"]
 
 
+def test_wfdb_and_tables_of_a_folder_are_read_at_any_depth_and_the_rest_is_counted(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "b", "w1")
+    write(folder, "w2")
+    for name in ("a/t1.csv", "c/d/t2.CSV", ".trash/t3.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(ecg() / 200, columns=LEADS).to_csv(folder / name, index=False)
+    (folder / "b" / "w1.atr").write_bytes(b"marks")
+    (folder / "b" / "w1_0.dat").write_bytes(b"a signal of its own")
+    for name in ("notes.txt", "b/patients.csv", "c/a.npy", "c/RECORDS", ".hidden"):
+        (folder / name).write_text("name,age\nx,1\n")
+    store, report = run(folder, tmp_path / "out", unit="mV", rate=500)
+    assert store.table["record"].tolist() == ["t1", "w1", "t2", "w2"], "in the order of their paths"
+    assert report.values.tolist() == [
+        [
+            "(all)",
+            "passed over in folders, neither WFDB nor CSV with a column a lead: 4 files (patients.csv, RECORDS, a.npy, ...)",
+            "passed over",
+        ]
+    ]
+    np.testing.assert_allclose(store.read([0])[0], store.read([1])[0], atol=6e-4)
+    table, (both, alone) = pd.DataFrame(ecg() / 200, columns=LEADS), (folder / name for name in ("b/w1.csv", "a/w1.csv"))
+    table.to_csv(both, index=False)
+    table.to_csv(alone, index=False)
+    found = run(folder, tmp_path / "out", unit="mV", rate=500)[0].table["record"].tolist()
+    assert found == ["a/t1.csv", "a/w1.csv", "b/w1.csv", "b/w1", "c/d/t2.CSV", "w2"], "the same name more than once"
+
+
+def test_a_folder_of_other_tables_is_told_by_their_columns(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "mine.csv").write_text("ch1;ch2\n0,1;0,2\n")
+    with pytest.raises(CremaError, match=r"in holds no recordings: expected .* a column a lead.*; mine.csv begins with 'ch1;ch2'"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
 def test_folds_are_even_and_fixed():
     folds = np.bincount([fold_of(i) for i in range(5000)], minlength=11)
     assert folds[0] == 0 and len(folds) == 11 and folds[1:].min() > 420 and fold_of("15709") == fold_of(15709) == 2

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 from crema_lib import __main__ as cli
 from crema_lib.data import labels, splits
 from crema_lib.data.leads import LEADS
+from crema_lib.data.prepare import PLAUSIBLE
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.embeddings import embed_store
 from crema_lib.errors import CremaError
 from crema_lib.metrics import auroc
 from crema_lib.objectives import CMSC, CRMAE
-from crema_lib.reader import PLAUSIBLE, Reader, Reference, make
+from crema_lib.reader import Reader, Reference, make
 from crema_lib.shift import corrupt, home
 from crema_lib.shift.signals import Novelty
 from crema_lib.sit import SiT
@@ -187,7 +188,7 @@ def test_arrays_files_and_embed_agree(reader, raw, ecgs, tmp_path):
     found = reader.embed(ecgs)
     assert found.index.tolist() == ["0", "1", "2", "3"] and found.index.name == "record"
     np.testing.assert_allclose(found, expected, atol=5e-3)
-    np.testing.assert_array_equal(reader.read(tmp_path).signals, ecgs.signals)
+    np.testing.assert_array_equal(reader.read(tmp_path).signals, ecgs.signals[[0, 0, 1, 2, 3]], err_msg="the folder, in order of paths")
     assert len(files) == 5 and (files.fs, files.seconds) == (100, 5)
 
 
@@ -224,7 +225,8 @@ def test_a_shift_reads_recordings_like_a_store(reader, ecgs):
         ({"fs": 0}, "a sampling rate of 0 Hz is implausible"),
         ({"leads": LEADS[:3]}, r"recording 0 has shape \(12, 1200\), which does not fit 3 lead names: give \(leads, samples\)"),
         ({"leads": ["I", *LEADS[:11]]}, "record 0: lead I is given twice"),
-        ({"leads": [f"ch{i}" for i in range(12)]}, "record 0: no known lead among ch0, ch1"),
+        ({"leads": [f"ch{i}" for i in range(12)]}, "no known lead is called ch0, ch1"),
+        ({"leads": [*LEADS[:11], "Z"]}, "no known lead is called Z: known are I II"),
         ({"source": np.zeros((12, 500))}, "record 0: every lead is flat"),
         ({"source": np.ones(500)}, r"recording 0 has shape \(500,\), which does not fit 12 lead names"),
         ({"source": np.full((12, 500), np.inf)}, "recording 0 holds infinite values: write NaN where a sample is missing"),
@@ -247,7 +249,9 @@ def test_real_amplitudes_are_plausible(store):
 def test_features_of_another_reader(reader, ecgs):
     for wrong in (np.zeros((2, 5)), np.full((2, 32), np.nan), np.zeros(32)):
         for ask in (reader.probabilities, reader.novelty):
-            with pytest.raises(CremaError, match=r"must be finite \(records, 32\): make them with `embed` of the same reader"):
+            with pytest.raises(
+                CremaError, match=r"must be finite \(records, 32\): make them with `embed` of the same reader, or by command with --readout"
+            ):
                 ask(wrong)
 
 

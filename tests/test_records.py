@@ -277,10 +277,12 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "given", "sentence"),
     [
-        ({"x": [1.0, 2.0]}, {}, "no column of .* is a lead: known are I II III"),
-        ({"I": [1.0, 2.0]}, {"fs": 100}, "column I: no unit is not among mV, uV, nV and V: give unit"),
+        ({"x": [1.0, 2.0]}, {}, r"no column of .* is a lead \('x'\): known are I II III"),
+        ({f"c{i}": [1.0] for i in range(7)}, {}, r"no column of .* is a lead \('c0', 'c1', 'c2', 'c3', 'c4', 'c5', ...\): known are"),
+        ({"I": [1.0, 2.0]}, {"fs": 100}, r"column I: no unit is not among mV, uV, nV and V: give unit \(by command --unit\)"),
         ({"I [steps]": [1.0, 2.0]}, {"fs": 100}, "column I: steps is not among mV"),
-        ({"I": [1.0, 2.0]}, {"unit": "mV"}, "has no column time: give its sampling rate fs"),
+        ({"I": [1.0, 2.0]}, {"unit": "mV"}, r"has no column time: give its sampling rate fs \(by command --rate\)"),
+        ({"I": ["0,1", "0,2"]}, {"unit": "mV", "fs": 100}, "is no table of numbers"),
         ({"I": ["a", "b"]}, {"unit": "mV", "fs": 100}, "is no table of numbers"),
         ({"I": [1.0, 1.0]}, {"unit": "mV", "fs": 100}, "every lead is flat"),
         ({"I (mV)": [1.0, 2.0], "DI (mV)": [1.0, 3.0]}, {"fs": 100}, "lead I is given twice"),
@@ -291,6 +293,37 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
 def test_a_table_that_cannot_be_used(tmp_path, columns, given, sentence):
     with pytest.raises(CremaError, match=sentence):
         read_csv(table(tmp_path, columns), **given)
+
+
+@pytest.mark.parametrize(("separator", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", "."), ("\t", ",")])
+def test_separators_and_decimal_marks(tmp_path, separator, decimal):
+    path = tmp_path / "mine.csv"
+    mv = np.random.default_rng(0).normal(size=(2, 300)).round(3)
+    for encoding in ("utf-8", "utf-8-sig"):  # the latter as spreadsheets write it
+        columns = {"I (µV)": 1000 * mv[0], "note, of ours": 0, "II": mv[1], "time": np.arange(300) / 250}
+        pd.DataFrame(columns).to_csv(path, sep=separator, decimal=decimal, index=False, encoding=encoding)
+        record = read_csv(path, unit="mV")
+        assert record.fs == 250
+        np.testing.assert_allclose(record.signal[:2], mv, atol=1e-6)
+    pd.DataFrame({"I": mv[0]}).to_csv(path, sep=separator, index=False)
+    np.testing.assert_allclose(read_csv(path, 250, "mV").signal[0], mv[0], atol=1e-6)
+    rows = [separator.join(["I", "II"])] + [separator.join([f'"{i}"', str(a), str(b)]) for i, (a, b) in enumerate(mv.T, 1)]
+    path.write_text("\n".join(rows).replace(".", decimal))
+    np.testing.assert_allclose(read_csv(path, 250, "mV").signal[:2], mv, atol=1e-6, err_msg="row numbers without a name, as R writes them")
+
+
+@pytest.mark.parametrize("text", ["I\n0,1\n0,2\n", "I,II\n0,1,0,2\n0,2,0,3\n", "I,II\n1,2,\n3,4,\n"])
+def test_rows_that_would_shift_the_leads_are_told(tmp_path, text):
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(CremaError, match="have more cells than there are names: with decimal commas, separate by semicolons"):
+        read_csv(tmp_path / "mine.csv", 100, "mV")
+
+
+@pytest.mark.parametrize("name", ["note.txt", "a.npy", "t.tsv", "a.mat", "lonely.dat"])
+def test_a_file_that_is_neither_is_told(tmp_path, name):
+    (tmp_path / name).write_text("I\tII\n")
+    with pytest.raises(CremaError, match=rf"{name} is neither WFDB, .* nor a table \*.csv: give what it holds as an array to `SiT.embed`"):
+        read(tmp_path / name)
 
 
 def test_a_table_that_is_not_there(tmp_path):

@@ -236,12 +236,25 @@ def test_embed_takes_any_rate_unit_and_order(tokens):
         ({"unit": "mmHg"}, "unknown unit"),
         ({"fs": 0}, "must be positive"),
         ({"leads": ["X"] * 12}, "no known lead"),
+        ({"leads": [*LEADS[:11], "Z"]}, "no known lead is called Z: known are I II .*; take other rows out of the array"),
+        ({"leads": [*LEADS[:3], "-aVR", *LEADS[4:]]}, "no known lead is called -aVR"),
         ({"signal": np.full((12, 1000), np.nan)}, "NaN"),
+        ({"unit": "V"}, "the leads measure .* mV from lowest to highest value, those of an ECG 0.05 to 20 mV: the unit is another than V"),
+        ({"unit": "uV"}, "the unit is another than uV"),
+        ({"signal": np.zeros((12, 1000))}, "the leads measure 0 mV"),
     ],
 )
 def test_embed_refuses(call, sentence):
     with pytest.raises(CremaError, match=sentence):
-        small().embed(**{"signal": np.zeros((12, 1000)), "fs": 100, **call})
+        small().embed(**{"signal": np.random.default_rng(0).normal(size=(12, 1000)), "fs": 100, **call})
+
+
+def test_flat_rows_do_not_hide_the_size_of_the_others():
+    signal = np.random.default_rng(0).normal(size=(2, 12, 1000))
+    signal[0, 3:] = np.arange(9)[:, None]
+    signal[1] *= 1000
+    assert small().embed(signal, fs=100).shape == (2, 32), "one recording of another size is no error in the unit of all"
+    assert small().embed(signal[0], fs=100).shape == (1, 32)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +310,6 @@ def test_arrays_that_are_no_recording():
     ):
         with pytest.raises(CremaError, match=sentence):
             model.embed(np.zeros(shape), fs=100)
-    with pytest.raises(CremaError):
-        model.embed(np.zeros((12, 500)), fs=100, readout="nothing")
+    with pytest.raises(CremaError, match="unknown readout 'nothing'"):
+        model.embed(np.random.default_rng(0).normal(size=(12, 500)), fs=100, readout="nothing")
     assert model.training, "as it was"

@@ -35,8 +35,18 @@ def lead_index(name):
     return None if str(name).strip().startswith("-") else _BY_KEY.get(key.strip(" _-"))
 
 
+def check_names(names):
+    """Raise CremaError where a name is none of the twelve leads.
+
+    For arrays, whose leads the caller names: a name that is not known there is a slip, which passed over would cost a lead. Channels of a
+    file that are no leads (respiration, a marker) were named by whoever wrote it, and `to_canonical` drops them.
+    """
+    if unknown := [str(name) for name in names if lead_index(name) is None]:
+        raise CremaError(f"no known lead is called {', '.join(unknown)}: known are {' '.join(LEADS)}; take other rows out of the array")
+
+
 def to_canonical(signal, names):
-    """Order leads by name and derive the limb leads that are missing.
+    """Order leads by name and derive the limb leads that are missing; rows of other names are dropped, see `check_names`.
 
     Args:
         signal: float array (leads, samples), mV.

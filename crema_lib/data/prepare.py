@@ -22,11 +22,12 @@ from ..errors import CremaError
 from . import records
 from .leads import LEADS
 from .sources import rows_of, rows_of_files
-from .store import StoreWriter, to_steps
+from .store import MV_PER_STEP, StoreWriter, to_steps
 
 FILTER_ORDER = 2  # of the Butterworth prototype; run forward and backward, so -6 dB at both edges and no phase shift
 MAX_NAN = 0.05  # share of a lead's samples that may be filled by linear interpolation
 MIN_SECONDS = 1.0
+PLAUSIBLE = (0.05, 20.0)  # mV from the lowest to the highest value of a lead; an error in the unit is a factor of 1000 (ours)
 RATES = (20, 20_000)  # Hz; beyond these a header is wrong, and resampling would fill the memory
 CHUNK = 64  # records a task: small enough for the cache and for an even load, large enough that NumPy's overhead vanishes
 FLUSH_BYTES = 2**26  # signals that a task holds before it conditions them, so that long recordings do not fill the memory
@@ -105,6 +106,31 @@ def screen(record):
     return [f"nan:{LEADS[i]}" for i in leads]
 
 
+def implausible(signals, lead_mask, unit=None, step=1.0):
+    """Which recordings have not the size of an ECG, as where their unit is another than was said.
+
+    Args:
+        signals: (records, leads, samples), after `condition`. lead_mask: bool (records, leads); flat leads, below a step of a
+            store, do not count either.
+        unit: that was given for them, None where the files say it. step: mV that a step of the signals stands for.
+
+    Returns:
+        bool (records,): the leads measure, in the median, less or more than `PLAUSIBLE` from lowest to highest value.
+
+    Raises:
+        CremaError: this holds for all recordings.
+    """
+    sizes = (signals.max(axis=2).astype(float) - signals.min(axis=2)) * step * lead_mask
+    sizes = np.array([np.median(leads[leads >= MV_PER_STEP]) if leads.max() >= MV_PER_STEP else 0.0 for leads in sizes])
+    odd = (sizes < PLAUSIBLE[0]) | (sizes > PLAUSIBLE[1])
+    if odd.all():
+        raise CremaError(
+            f"the leads measure {np.median(sizes):.3g} mV from lowest to highest value, those of an ECG {PLAUSIBLE[0]:g} to "
+            f"{PLAUSIBLE[1]:g} mV: the unit is another than {unit or 'the files say'}"
+        )
+    return odd
+
+
 def store_path(name, fs=100, seconds=10):
     """Where `prepare` puts a data set unless told otherwise."""
     return paths.data_home() / "stores" / f"{name}-{fs:g}hz-{seconds:g}s"
@@ -127,7 +153,8 @@ def prepare(
         limit: take the first records only.
 
     Returns:
-        (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out` or `kept with flag`), also in report.csv.
+        (EcgStore, report): report is a DataFrame with `record`, `reason`, `action` (`left out`, `kept with flag`, or `passed over` for
+        files of a folder that are no recordings), also in report.csv.
 
     Raises:
         CremaError: an argument out of range, no recordings, not one that can be used, unreadable tables, a bad band, a folder `out` with
@@ -140,7 +167,8 @@ def prepare(
 
         source = manifest.locate(name)
     out = Path(out or store_path(name, fs, seconds))
-    rows, where = (rows_of_files(source, fs), "the files") if isinstance(source, list | tuple) else (rows_of(Path(source), fs), source)
+    named, others = isinstance(source, list | tuple), []
+    rows, where = (rows_of_files(source, fs, others), "the files") if named else (rows_of(Path(source), fs, others), source)
     rows = rows[:limit]
     condition(np.zeros((1, round(fs * MIN_SECONDS))), fs, fs_out=fs, band=band)  # a bad band is told before an hour of reading
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
@@ -159,6 +187,12 @@ def prepare(
                 bar.update(len(chunk))
         if not writer.rows:
             raise CremaError(f"none of the {len(rows)} records in {where} can be used; the first: {report[0]['reason']}")
+        if others:
+            shown = ", ".join(path.name for path in others[:3]) + ", ..." * (len(others) > 3)
+            reason = (
+                f"passed over in folders, neither WFDB nor CSV with a column a lead: {len(others)} file{'s' * (len(others) > 1)} ({shown})"
+            )
+            report.append({"record": "(all)", "reason": reason, "action": "passed over"})
         if len(rates) > 1:
             text = ", ".join(f"{rate:g} Hz ({n})" for rate, n in sorted(rates.items()))
             reason = f"mixed sampling rates, each brought to {fs:g} Hz: {text}"

@@ -4,6 +4,7 @@ What is read is trusted only after it was checked: units, gain, sampling rate, l
 Formats: https://wfdb.io/spec/header-files.html and https://wfdb.io/spec/signal-files.html.
 """
 
+import csv
 import functools
 import math
 import re
@@ -83,7 +84,7 @@ def read(path, unit=None):
             or checksum, formats mixed within a file, no known lead, every lead flat.
     """
     base = Path(re.sub(r"\.(hea|dat|mat)$", "", str(path)))
-    name, fs, samples, signals, comments = _header(base)
+    name, fs, samples, signals, comments = _header(base, Path(path))
     steps = _steps(base, samples, signals)
     _verify(name, steps, signals)
     known = [i for i, s in enumerate(signals) if lead_index(s.lead) is not None]
@@ -101,12 +102,40 @@ def read(path, unit=None):
     return _canonical(name, mv, [s.lead for s in signals], fs, comments)
 
 
+def _layout(path):
+    """How a CSV table is written: (names of its columns, separator, decimal mark), by the separator that shows most leads."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first, *rest = [line for line in file.read(2**16).splitlines() if line.strip()] or [""]
+    split = {one: next(csv.reader([first], delimiter=one, skipinitialspace=True), []) for one in ",;\t"}
+    separator = max(split, key=lambda one: sum(map(_is_lead, split[one])))
+    return split[separator], separator, "," if separator != "," and any("," in line for line in rest) else "."
+
+
+def _is_lead(column):
+    return lead_index(_COLUMN.match(column[:80])[1]) is not None  # a file of one long line is no table
+
+
+def has_leads(path):
+    """Whether a column of a CSV file is a lead; so also where the file cannot be opened, which `read_csv` tells."""
+    try:
+        return any(map(_is_lead, _layout(path)[0]))
+    except OSError:
+        return True
+
+
+def shown(path):
+    """The names of the columns of a CSV file for a sentence, the first of many."""
+    names = _layout(path)[0]
+    return ", ".join(repr(name[:30]) for name in names[:6]) + ", ..." * (len(names) > 6)
+
+
 def read_csv(path, fs=None, unit=None):
     """Read a table with a column a lead and a row a sample.
 
     Args:
         path: CSV file whose first line names the leads (any spelling, the unit may follow as in `V1 [uV]` or `V1 (mV)`). Other columns are
-            passed over, but for one called `time`, in seconds.
+            passed over, but for one called `time`, in seconds. Columns are separated by commas; or by semicolons or tabs, and then a
+            comma may be the decimal mark.
         fs: sampling rate, Hz, where there is no such column; in conflict with it the column is right, and a sentence says so.
         unit: of columns that name none.
 
@@ -118,32 +147,39 @@ def read_csv(path, fs=None, unit=None):
     """
     name = Path(path).stem
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
-        header = pd.read_csv(path, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0]  # above, what is given twice is renamed
+        header, separator, decimal = _layout(path)
+        table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)  # which renames what is given twice
         named = {column: _COLUMN.match(str(column)).groups() for column in table}
         leads = {column: found for column, found in named.items() if lead_index(found[0]) is not None}
         values = table[list(leads)].to_numpy(dtype=np.float32).T
         times = [table[column].to_numpy(dtype=float) for column, found in named.items() if found[0].lower() == "time"]
     except (OSError, ValueError) as error:
         raise CremaError(f"record {name}: {path} is no table of numbers: {error}") from None
-    counted = Counter(lead_index(_COLUMN.match(str(column))[1]) for column in header)
+    counted = Counter(lead_index(_COLUMN.match(column)[1]) for column in header)
+    rows = table.index.to_numpy()  # of rows with a cell more than there are names pandas makes row names, which may be a lead
+    if rows.dtype.kind != "i" or (np.diff(rows) != 1).any():
+        raise CremaError(f"record {name}: rows of {path} have more cells than there are names: with decimal commas, separate by semicolons")
     if twice := [LEADS[i] for i, n in counted.items() if i is not None and n > 1]:
         raise CremaError(f"record {name}: lead {twice[0]} is given twice in {path}: leave one out")
     if not leads:
-        raise CremaError(f"record {name}: no column of {path} is a lead: known are {' '.join(LEADS)}")
+        raise CremaError(f"record {name}: no column of {path} is a lead ({shown(path)}): known are {' '.join(LEADS)}")
     for lead, given in leads.values():
         if (given or unit or "").lower() not in MV_PER_UNIT:
-            raise CremaError(f"record {name}, column {lead}: {given or unit or 'no unit'} is not among mV, uV, nV and V: give unit")
+            raise CremaError(
+                f"record {name}, column {lead}: {given or unit or 'no unit'} is not among mV, uV, nV and V: give unit (by command --unit)"
+            )
     if times:
         step = np.diff(times[0])
         if not len(step) or not step.min() > 0 or step.max() - step.min() > 0.1 * np.median(step):
-            raise CremaError(f"record {name}: the column time does not rise evenly, in seconds: mend it, or take it out and give fs")
+            raise CremaError(
+                f"record {name}: the column time does not rise evenly, in seconds: mend it, or take it out and give fs (by command --rate)"
+            )
         found = float(f"{(len(times[0]) - 1) / (times[0][-1] - times[0][0]):.6g}")
         if fs is not None and abs(found - fs) > 0.01 * fs:
             raise CremaError(f"record {name}: its column time says {found:g} Hz, not {fs:g} Hz")
         fs = found
     if fs is None:
-        raise CremaError(f"record {name}: {path} has no column time: give its sampling rate fs")
+        raise CremaError(f"record {name}: {path} has no column time: give its sampling rate fs (by command --rate)")
     scale = np.array([MV_PER_UNIT[(given or unit).lower()] for _, given in leads.values()], dtype=np.float32)[:, None]
     return _canonical(name, values * scale, [lead for lead, _ in leads.values()], float(fs), {})
 
@@ -234,11 +270,16 @@ def parse_sex(value):
     return first if first in ("F", "M") else ""
 
 
-def _header(base):
-    """(name, fs, samples or 0, [_Signal], comments) of a `.hea` file."""
+def _header(base, given):
+    """(name, fs, samples or 0, [_Signal], comments) of a `.hea` file; given: the path that was to lead there."""
     try:
         lines = Path(f"{base}.hea").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
+        if given.is_file() and isinstance(error, FileNotFoundError):
+            raise CremaError(
+                f"record {base.name}: {given} is neither WFDB, which has a header {base.name}.hea beside it, nor a table *.csv: give what "
+                "it holds as an array to `SiT.embed`"
+            ) from None
         raise CremaError(f"record {base.name}: {base}.hea cannot be read ({error.strerror})") from None
     found = [m.groups() for m in map(_COMMENT.match, (line for line in lines if line.startswith("#"))) if m]
     comments = {key.lower(): value.strip() for key, value in found}
@@ -283,7 +324,9 @@ def _gain(text):
 def _mv_per_step(name, signal, unit):
     unit = signal.unit or unit
     if not unit:
-        raise CremaError(f"record {name}, signal {signal.lead}: the header names no unit; pass unit='mV' if you know that it is mV")
+        raise CremaError(
+            f"record {name}, signal {signal.lead}: the header names no unit; pass unit='mV' (by command --unit mV) if it is mV"
+        )
     if unit.lower() not in MV_PER_UNIT:
         raise CremaError(f"record {name}, signal {signal.lead}: unknown unit {unit}, known are mV, uV, nV and V")
     if not (math.isfinite(signal.gain) and signal.gain != 0):

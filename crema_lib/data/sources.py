@@ -6,6 +6,8 @@ patient of its own.
 """
 
 import ast
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +20,33 @@ PTBXL_NOISE = ("baseline_drift", "static_noise", "burst_noise", "electrodes_prob
 CODE15_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")
 
 
-def rows_of(source, fs):
-    """The recordings of a folder as dicts, in a fixed order; CremaError where there are none or the folder's table cannot be read."""
+def rows_of(source, fs, others=None):
+    """The recordings of a folder as dicts, in a fixed order.
+
+    Args:
+        others: list that takes the paths of files that are no part of a recording, where the folder is none of a known data set.
+
+    Raises:
+        CremaError: no folder, no recordings, or a table of the data set that cannot be read.
+    """
     if not source.is_dir():
         raise CremaError(f"{source} is not a folder")
     adapters = {"ptbxl_database.csv": _ptbxl, "exams.csv": _code15, "ludb.csv": _ludb, "metadata.csv": _brugada}
-    adapter = next((adapters[file] for file in adapters if (source / file).is_file()), _wfdb)
-    rows = adapter(source, fs)
+    adapter = next((adapters[file] for file in adapters if (source / file).is_file()), None)
+    rows, rest = (adapter(source, fs), []) if adapter else _any(source)
     if not rows:
-        raise CremaError(f"{source} holds no recordings: expected WFDB (*.hea), CSV tables or CODE-15% files (*.hdf5 with exams.csv)")
+        tables = [path for path in rest if path.suffix.lower() == ".csv"]
+        seen = f"; {tables[0].name} begins with {records.shown(tables[0])}" if tables else ""
+        raise CremaError(
+            f"{source} holds no recordings: expected WFDB (*.hea), CSV tables with a column a lead, or CODE-15% files (*.hdf5 with "
+            f"exams.csv){seen}"
+        )
+    if others is not None:
+        others += rest
     return rows
 
 
-def rows_of_files(paths, fs):
+def rows_of_files(paths, fs, others=None):
     """The recordings that some files and folders hold, as `rows_of` gives them; those of one name are told apart by their paths.
 
     Raises:
@@ -41,7 +57,7 @@ def rows_of_files(paths, fs):
         there = path.exists() or path.with_name(f"{path.name}.hea").is_file()
         if not there:
             raise CremaError(f"{path} is not there: name recordings (WFDB or CSV) or folders of them")
-        rows += rows_of(path, fs) if path.is_dir() else [{"record": path.stem, "path": path}]
+        rows += rows_of(path, fs, others) if path.is_dir() else [{"record": path.stem, "path": path}]
     if not rows:
         raise CremaError("no recording is named")
     names = pd.Series([row["record"] for row in rows])
@@ -160,20 +176,34 @@ def _brugada(source, fs):
     return rows
 
 
-def _wfdb(source, fs):
-    """Any folder of WFDB records, Challenge folders among them: codes from a `labels.csv` in it or beside it, else from the headers.
-    Where there are no headers, its CSV files are the records."""
-    headers = sorted(source.rglob("*.hea"))
-    if not headers:
-        return [{"record": path.stem, "path": path} for path in sorted(source.glob("*.csv"))]
+def _any(source):
+    """Any folder, those of Challenges among them: WFDB records and CSV tables with a column a lead, at any depth, in the order of their
+    paths; codes from a `labels.csv` in it or beside it, else from the headers.
+
+    Returns:
+        (rows, others): others are the files that are no part of these, but for hidden ones.
+    """
+    files = []
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
     columns = ["record", "source", "snomed"]
-    labels = [path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file() and _has(path, columns)]
+    labels = [path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file() and _has(path, columns)][:1]
     codes = _csv(labels[0], columns, "record").to_dict("index") if labels else {}
-    unique = len({path.stem for path in headers}) == len(headers)
+    headers = {path.with_suffix("") for path in files if path.suffix == ".hea"}
+    found = sorted(path for path in files if path.suffix == ".hea" or (path.suffix.lower() == ".csv" and records.has_leads(path)))
+    unique = len({path.stem for path in found}) == len(found)
     rows = []
-    for path in headers:
-        row = {"record": path.stem if unique else str(path.relative_to(source).with_suffix("")), "path": path}
+    for path in found:
+        name = path.stem if unique else str(path.relative_to(source)).removesuffix(".hea")
+        row = {"record": name, "path": path}
         if path.stem in codes:
             row |= {"source": codes[path.stem]["source"], "labels": ";".join(codes[path.stem]["snomed"].split())}
         rows.append(row)
-    return rows
+    used = {*found, *labels}
+    return rows, sorted(path for path in files if path not in used and not _beside(path, headers))
+
+
+def _beside(path, headers):
+    """Whether a file is of one of these WFDB records, by its name: signals, marks (`r1.dat`, `r1.atr`, and `r1_0.dat` of a lead)."""
+    return any(path.with_name(path.name[: end.start()]) in headers for end in re.finditer(r"[._]", path.name) if end.start())
