@@ -35,7 +35,6 @@ NOT_RUN = (
 )
 _CHAPTER = re.compile(r"notebook\.setup\(\s*\"(\w+)\"")
 _VERSIONS = re.compile(r"^crema_lib \S+(?: \((?P<commit>\w+)[^)]*\))? · \w+: (?P<device>.+)$", re.M)  # what `notebook.setup` prints
-_PATH = re.compile(r"(?<![\w.:/<~])(?:/[\w.+-]+){2,}")
 _GLUE = re.compile(r"\{glue:?\w*\}`(\w+)`")
 _GLUED = "application/papermill.record/"
 
@@ -94,7 +93,7 @@ def _collect(path, into):
         "date": run["start_time"][:10],
         "commit": versions["commit"] if versions else None,
         "device": versions["device"] if versions else None,
-        "parameters": {name: value for name, value in given.items() if not (isinstance(value, str) and _PATH.search(value))},
+        "parameters": {name: runs.no_paths(value) for name, value in given.items()},
         "cells": {at: _kept(cell, tags[at]) for at, cell in cells.items() if at in tags},
     }
     target = Path(into or pages_folder(profile)) / f"{source.stem}.json"
@@ -115,7 +114,7 @@ def _kept(cell, tags):
         if "single-records" in tags or any(_is_interactive(output) for output in shown):
             kept.append({"output_type": "display_data", "data": {"text/markdown": LEFT_OUT}, "metadata": {}})
         else:
-            kept += [{"output_type": "stream", "name": "stdout", "text": _no_paths(text)}] if text else []
+            kept += [{"output_type": "stream", "name": "stdout", "text": runs.no_paths(text)}] if text else []
             kept += [{"output_type": "display_data", "data": _data(output.data), "metadata": _sizes(output)} for output in shown]
     return kept + [dict(output) for output in cell.outputs if _is_glue(output)]
 
@@ -135,16 +134,11 @@ def _data(data):
     if "image/png" in data:
         return {"image/png": _smaller(data["image/png"])}
     kind = next((kind for kind in ("text/html", "text/markdown", "text/latex") if kind in data), "text/plain")
-    return {kind: _no_paths(data.get(kind, ""))}
+    return {kind: runs.no_paths(data.get(kind, ""))}
 
 
 def _sizes(output):
     return {"image/png": dict(output.metadata["image/png"])} if "image/png" in output.get("metadata", {}) else {}
-
-
-def _no_paths(text):
-    """A text in which of each absolute path only the last part is left."""
-    return _PATH.sub(lambda match: "…/" + match[0].rsplit("/", 1)[1], text)
 
 
 def _smaller(picture):

@@ -13,7 +13,7 @@ from conftest import ROOT, write_chapter
 from nbformat.v4 import new_markdown_cell, new_output
 from PIL import Image
 
-from crema_lib import bookbuild, site
+from crema_lib import bookbuild, runs, site
 from crema_lib.errors import CremaError
 
 CHAPTERS = bookbuild.chapters()
@@ -48,7 +48,9 @@ def book(project):
     """A book of two chapters, of which the first was run: (project folder, source, executed notebook)."""
     (project / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01_ran\n  - file: book/02_not\n")
     source, executed = project / "book" / "01_ran.ipynb", project / "executed" / "any.ipynb"
-    parameters = 'profile: str = "quick"  # profile\nseed: int = 0  # start\nwave_folder: str = ""  # folder'
+    parameters = (
+        'profile: str = "quick"  # profile\nseed: int = 0  # start\nwave_folder: str = ""  # folder\ncheckpoints: list = []  # models'
+    )
     for path in (source, project / "book" / "02_not.ipynb"):
         write_chapter(path, *SOURCES, parameters=parameters)
         notebook = nbformat.read(path, as_version=4)
@@ -84,6 +86,7 @@ def book(project):
         cell.execution_count, cell.outputs = 1, outputs.get(cell.source, [])
     notebook.cells[-2].execution_count = None  # the run did not come so far
     given = {"profile": "quick", "seed": 7, "wave_folder": "/data/waves", "out": "/data/runs", "lr": 1e-3}
+    given["checkpoints"] = ["MAE, 4 passes=/data/runs/mae/model", "quick-s0/model"]
     notebook.metadata["papermill"] = {"start_time": "2026-11-02T10:00:00", "duration": 3.0, "exception": None, "parameters": given}
     executed.parent.mkdir()
     nbformat.write(notebook, executed)
@@ -104,7 +107,8 @@ def test_what_is_kept_of_a_run_and_what_is_not(book):
     text, kept = path.read_text(), json.loads(path.read_text())
     assert (kept["chapter"], kept["profile"], kept["date"]) == ("01_ran", "quick", "2026-11-02")
     assert (kept["commit"], kept["device"]) == ("abc1234", "x86_64 processor, 2 cores")
-    assert kept["parameters"] == {"profile": "quick", "seed": 7}, "no folders, and nothing that the chapter does not declare"
+    shown = {"profile": "quick", "seed": 7, "wave_folder": "…/waves", "checkpoints": ["MAE, 4 passes=…/model", "quick-s0/model"]}
+    assert kept["parameters"] == shown, "of a folder the last part, and nothing that the chapter does not declare"
     (printed,) = outputs_of(kept, "print('where')")
     assert printed["text"].startswith("read …/ptb-xl: 3/4 of it\n")
     (table,) = outputs_of(kept, "table")
@@ -149,7 +153,7 @@ def test_outputs_come_back_where_their_source_is_unchanged(book, monkeypatch, ca
     assert cells["print('where')"].outputs[0].text.startswith("read …/ptb-xl")
     assert ".93" in cells["table"].outputs[0].data["text/html"]
     assert cells["new"].outputs == cells["fail"].outputs == cells["glued"].outputs == []
-    assert cells["# Parameters of this run"].source.splitlines()[1:] == ["profile = 'quick'", "seed = 7"]
+    assert cells["# Parameters of this run"].source.splitlines()[2:4] == ["profile = 'quick'", "seed = 7"]
     assert "hide-input" in cells["# Parameters of this run"].metadata.tags
     assert cells["draw"].metadata.mystnb.figure.caption == "The caption of draw. Simulated."
     assert cells["interactive"].outputs[0].data == {"text/markdown": site.LEFT_OUT}
@@ -220,6 +224,21 @@ def test_the_committed_pages_are_small_and_name_no_machine_and_no_recording(kept
             assert not re.search(PLACES, text), text[:300]
             assert not re.search(r"\b\d{5}_[lh]r\b", text), "the name of a recording of PTB-XL"
             assert "<script" not in text and "<svg" not in text
+
+
+def texts(value):
+    """All texts of a JSON value but the pictures."""
+    if isinstance(value, dict):
+        return [text for name, entry in value.items() if name != "image/png" for text in texts(entry)]
+    return [text for entry in value for text in texts(entry)] if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def test_no_committed_record_and_no_page_tells_a_path_of_a_machine():
+    found = sorted((ROOT / "results").rglob("*.json"))
+    assert found
+    for path in found:
+        for text in texts(json.loads(path.read_text(encoding="utf-8"))):
+            assert runs.no_paths(text) == text and not re.search(PLACES, text), f"{path.name}: {text[:300]}"
 
 
 def test_the_tags_are_where_the_site_looks_for_them():
