@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -168,6 +170,47 @@ def test_outputs_come_back_where_their_source_is_unchanged(book, monkeypatch, ca
     assert "has not been run on real recordings yet" in other.cells[1].source
     assert "{glue" not in other.cells[-1].source
     assert all(not cell.outputs for cell in bookbuild.read(source).cells if cell.cell_type == "code"), "the source is untouched"
+
+
+def test_a_page_says_how_many_of_its_cells_are_younger_than_its_commit(book, monkeypatch):
+    project, source, executed = book
+
+    def git(*args):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", "-C", project, *identity, *args], check=True, capture_output=True, text=True).stdout.strip()
+
+    def line():
+        return site.page(Path("book/01_ran.ipynb"), "quick")[0].cells[1].source
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    (path,) = site.collect(executed)
+    before = path.read_text()
+    assert site.mark_redrawn(path) is None and path.read_text() == before, "a commit that is not in this clone"
+    git("init")
+    git("add", "book")
+    git("commit", "-m", "a")
+    page = {**json.loads(before), "commit": git("rev-parse", "--short", "HEAD")}
+    path.write_text(json.dumps(page))
+    assert site.mark_redrawn(path) == [] and "redrawn" not in line()
+    assert list(json.loads(path.read_text()))[-1] == "cells"
+
+    text = source.read_text()
+    for cell in ("print('where')", "table", "committed"):
+        assert text.count(json.dumps(cell)) == 1
+        text = text.replace(json.dumps(cell), json.dumps(f"{cell}  # anew"))
+        page["cells"][site.key(f"{cell}  # anew")] = page["cells"][site.key(cell)]
+    page["cells"][site.key("gone")] = page["cells"][site.key("table")]
+    source.write_text(text)
+    path.write_text(json.dumps(page))
+    assert site.mark_redrawn(path) == [site.key(cell) for cell in ("print('where')  # anew", "table  # anew", "committed  # anew", "gone")]
+    assert " · 2 of its cells changed and redrawn later · " in line(), "those that stand on the page and show more than a value"
+
+
+def test_the_committed_pages_note_what_was_redrawn(kept, tmp_path):
+    for path in kept:
+        noted = json.loads(path.read_text()).get("redrawn", [])
+        found = site.mark_redrawn(shutil.copy(path, tmp_path))
+        assert found in (None, noted), f"{path.name}: note what was redrawn with site.mark_redrawn"  # None: a clone without its commit
 
 
 def test_real_recordings_are_credited(book):
