@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, write_chapter
 from nbformat.v4 import new_markdown_cell, new_output
 from PIL import Image
+from test_book import browser  # noqa: F401 - a fixture
 
 from crema_lib import bookbuild, runs, site
 from crema_lib.errors import CremaError
@@ -211,6 +212,46 @@ def test_the_committed_pages_note_what_was_redrawn(kept, tmp_path):
         noted = json.loads(path.read_text()).get("redrawn", [])
         found = site.mark_redrawn(shutil.copy(path, tmp_path))
         assert found in (None, noted), f"{path.name}: note what was redrawn with site.mark_redrawn"  # None: a clone without its commit
+
+
+PAPER = """
+<html data-theme="dark"><style>
+html[data-theme="dark"] { --pst-color-text-base: #ced6dd; --pst-color-background: #121212; }
+html[data-theme="dark"] .highlight .k { color: #dcc6e0; }
+html[data-theme="dark"] img:not(.only-dark) { filter: brightness(.8); }
+body { color: var(--pst-color-text-base); background: var(--pst-color-background); }
+</style><style>%s</style><body>
+<div class="highlight"><pre><span class="k">def</span></pre></div><img alt="">
+<div class="math"><mjx-container style="display: block">a long equation</mjx-container></div>
+<div class="cell"><details class="hide above-input"><summary>Show</summary><p id="code">folded code</p></details></div>
+<div class="cell"><details class="hide below-input"><summary id="fold">Show</summary><p id="table">folded table</p></details></div>
+"""
+COMPUTED = """() => {
+  const style = (where, name) => getComputedStyle(document.querySelector(where))[name]
+  const shown = where => document.querySelector(where).checkVisibility()
+  return {text: style("body", "color"), paper: style("body", "backgroundColor"), code: style(".k", "color"),
+          picture: style("img", "filter"),
+          equation: [style("div.math", "overflowX"), style("mjx-container", "overflowX"), style("mjx-container", "overflowY")],
+          folded: ["#code", "#table", "#fold"].filter(shown)}
+}"""
+
+
+def test_on_paper_nothing_is_cut_or_light_and_folded_outputs_are_there(browser):  # noqa: F811
+    page = browser.new_page()
+    page.set_content(PAPER % (ROOT / "book" / "_static" / "book.css").read_text())
+    screen = page.evaluate(COMPUTED)
+    assert screen["text"] == "rgb(206, 214, 221)" and screen["equation"] == ["auto", "auto", "hidden"] and screen["folded"] == ["#fold"]
+    page.emulate_media(media="print")
+    dark = "rgb(34, 40, 50)"
+    assert page.evaluate(COMPUTED) == {
+        "text": dark,
+        "paper": "rgb(255, 255, 255)",
+        "code": dark,
+        "picture": "none",
+        "equation": ["visible"] * 3,
+        "folded": ["#table"],
+    }
+    page.close()
 
 
 def test_real_recordings_are_credited(book):
