@@ -204,6 +204,18 @@ def test_what_training_took_counts_though_the_chapter_found_it_done(records):
     assert f"Pretraining took 120 minutes on a machine with 2 cores: about {kwh:.2f} kWh" in " ".join(text.split())
 
 
+def test_the_datasheet_tells_of_the_people_and_who_keeps_what(records):
+    for row in records["15_any_leads"]["extra"]["people"]:
+        if (row["measure"], row["leads"], row["space"]) == ("top-1", 12, "whitened"):
+            row.update(dict(value=0.9, low=0.8, high=0.95) if row["model"] == source.MODEL else dict(value=0.5, low=0.4, high=0.6))
+    text = " ".join(cards.datasheet(records).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "for a share of 0.900 [0.800, 0.950] of 535 recordings of people with another one in folds 9 and 10" in text
+    assert "out of 417; without any training it is 0.500 [0.400, 0.600] ([](15_any_leads.ipynb))" in text
+    assert "the authors do not tell whether the people were notified or asked" in text
+    assert "**Errata.**" in text and "**The prepared form** is kept by nobody but those who make it" in text
+    assert "German" not in text and "country" not in text, "no record and no cited source holds the country"
+
+
 # --- records that do not fit
 
 

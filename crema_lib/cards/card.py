@@ -319,15 +319,13 @@ def _leaks(records):
     table = committed.frame(records, "08_leakage", "table")
     own = table[table["where"] == table["where"].iloc[0]].set_index(["question", "split"])
     seen, own = own.loc["seen in pretraining"], own["count"]
-    people = committed.frame(records, "15_any_leads", "people", model=committed.MODEL, measure="top-1")
-    best = people[people["leads"] == people["leads"].max()].sort_values("value").iloc[-1]
     traces = committed.frame(records, "12_maps", "hospital", model=committed.MODEL, metric="AUROC")
     saw = [f"{seen['count'][part]:,} of {seen['of'][part]:,} recordings of {markdown.word(part)}" for part in splits.SPLITS]
     found = [f"{own[name, 'across sides']:,} {title}" for name, title in (("patients", "patients"), ("exact duplicates", "equal"))]
     return {
         "saw": markdown.listed(saw),
         "across": markdown.listed([*found, f"{own['near duplicates', 'across sides']:,} nearly equal recordings"]),
-        "named": markdown.share(best["value"]),
+        "named": markdown.share(committed.recognised(records)["value"]),
         "candidates": f"{committed.record(records, '15_any_leads')['extra']['counts']['candidates']:,}",
         "sex": markdown.number(committed.metric(records, "04_linear_probing", "macro AUROC", "sex", committed.MODEL)),
         "traces": markdown.listed(
