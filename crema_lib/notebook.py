@@ -199,13 +199,13 @@ def _named(folder):
 def record(p, metrics, store, **extra):
     """Write the chapter's run record to `run_dir/records/CHAPTER.json` (see `runs.write`) and return it.
 
-    Where the run left its files is not told: paths in `run_dir` are written from there on.
+    Where the run found and left its files is not told: paths in `run_dir` are written from there on, of others the last part.
     """
 
     def within(value):
         if isinstance(value, list):
             return [within(entry) for entry in value]
-        return value.replace(f"{p.run_dir}/", "") if isinstance(value, str) else value
+        return runs.no_paths(value.replace(f"{p.run_dir}/", "")) if isinstance(value, str) else value
 
     return runs.write(
         p.run_dir / "records" / f"{p.chapter}.json",

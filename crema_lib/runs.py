@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .paths import home, resolve
 
 KEYS = ("chapter", "parameters", "metrics", "data", "wall_seconds", "code", "versions", "device", "time_utc")
 METRIC_KEYS = ("name", "task", "model", "value", "low", "high", "n", "seed")
+_PATH = re.compile(r"(?<![\w.:/<~])(?:/[\w.+-]+){2,}")
 
 
 def git_commit():
@@ -149,6 +151,16 @@ def table(paths):
         rows += [{**head, **{key: metric[key] for key in METRIC_KEYS}, **tail} for metric in record["metrics"]]
     columns = ["chapter", "profile", *METRIC_KEYS, "commit", "device"]
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
+
+
+def no_paths(value):
+    """A value that may be published: of each absolute path in a text, or in the texts of a list, only the last part is left.
+
+    `"MAE=/somewhere/mae/model"` becomes `"MAE=…/model"`; what is neither a text nor a list stays as it is.
+    """
+    if isinstance(value, list):
+        return [no_paths(entry) for entry in value]
+    return _PATH.sub(lambda match: "…/" + match[0].rsplit("/", 1)[1], value) if isinstance(value, str) else value
 
 
 def _latest(path):

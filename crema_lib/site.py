@@ -3,11 +3,11 @@
 executed NN_x.ipynb ── collect ──▶ results/PROFILE/pages/NN_x.json ─┐
 book/NN_x.ipynb ────────────────────────────────────────────────────┴▶ typeset, no kernel ──▶ _build/site/html
 
-What is kept of a cell is found again by a hash of its source, so a cell that has changed since shows no output. What a chapter quotes of
-the committed records is computed anew, see `words`: a page never quotes a record that has been replaced since. Three tags of cells in
-the chapters are read here: `remove-on-site` (tables and figures of the committed record, which on the site would repeat the run above
-them), `single-records` (the output names single recordings and is not kept), `draws-recordings` (the caption gets the source of what is
-drawn).
+What is kept of a cell is found again by a hash of its source, so a cell that has changed since the run shows no output until it is redrawn
+and put into the page; `mark_redrawn` notes such cells, and the page says how many there are. What a chapter quotes of the committed records
+is computed anew, see `words`: a page never quotes a record that has been replaced since. Three tags of cells in the chapters are read here:
+`remove-on-site` (tables and figures of the committed record, which on the site would repeat the run above them), `single-records` (the
+output names single recordings and is not kept), `draws-recordings` (the caption gets the source of what is drawn).
 """
 
 import base64
@@ -16,10 +16,11 @@ import hashlib
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-from nbformat import from_dict
+from nbformat import from_dict, reads
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from . import bookbuild, runs, words
@@ -35,7 +36,6 @@ NOT_RUN = (
 )
 _CHAPTER = re.compile(r"notebook\.setup\(\s*\"(\w+)\"")
 _VERSIONS = re.compile(r"^crema_lib \S+(?: \((?P<commit>\w+)[^)]*\))? · \w+: (?P<device>.+)$", re.M)  # what `notebook.setup` prints
-_PATH = re.compile(r"(?<![\w.:/<~])(?:/[\w.+-]+){2,}")
 _GLUE = re.compile(r"\{glue:?\w*\}`(\w+)`")
 _GLUED = "application/papermill.record/"
 
@@ -94,13 +94,40 @@ def _collect(path, into):
         "date": run["start_time"][:10],
         "commit": versions["commit"] if versions else None,
         "device": versions["device"] if versions else None,
-        "parameters": {name: value for name, value in given.items() if not (isinstance(value, str) and _PATH.search(value))},
+        "parameters": {name: runs.no_paths(value) for name, value in given.items()},
         "cells": {at: _kept(cell, tags[at]) for at, cell in cells.items() if at in tags},
     }
     target = Path(into or pages_folder(profile)) / f"{source.stem}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(target, page)
     return target
+
+
+def _write(path, page):
+    path.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def mark_redrawn(path):
+    """Note in a kept page which of its cells were redrawn after its run: those whose source is not in the chapter of the page's commit.
+
+    Args:
+        path: of a file in `pages_folder`.
+
+    Returns:
+        List of the keys noted, empty where all cells are of that commit; None, and the file untouched, where this clone lacks the commit.
+
+    Raises:
+        CremaError: the file cannot be read.
+    """
+    page = _load(path := Path(path))
+    at = f"{page['commit']}:book/{page['chapter']}.ipynb"
+    shown = subprocess.run(["git", "-C", str(home()), "show", at], capture_output=True, text=True, encoding="utf-8", check=False)
+    if shown.returncode:
+        return None
+    then = {key(cell.source) for cell in reads(shown.stdout, as_version=4).cells}
+    page["redrawn"] = [at for at in page["cells"] if at not in then]
+    _write(path, {name: page[name] for name in sorted(page, key="cells".__eq__)})  # the cells last, they are long
+    return page["redrawn"]
 
 
 def _ran(cell):
@@ -115,7 +142,7 @@ def _kept(cell, tags):
         if "single-records" in tags or any(_is_interactive(output) for output in shown):
             kept.append({"output_type": "display_data", "data": {"text/markdown": LEFT_OUT}, "metadata": {}})
         else:
-            kept += [{"output_type": "stream", "name": "stdout", "text": _no_paths(text)}] if text else []
+            kept += [{"output_type": "stream", "name": "stdout", "text": runs.no_paths(text)}] if text else []
             kept += [{"output_type": "display_data", "data": _data(output.data), "metadata": _sizes(output)} for output in shown]
     return kept + [dict(output) for output in cell.outputs if _is_glue(output)]
 
@@ -135,16 +162,11 @@ def _data(data):
     if "image/png" in data:
         return {"image/png": _smaller(data["image/png"])}
     kind = next((kind for kind in ("text/html", "text/markdown", "text/latex") if kind in data), "text/plain")
-    return {kind: _no_paths(data.get(kind, ""))}
+    return {kind: runs.no_paths(data.get(kind, ""))}
 
 
 def _sizes(output):
     return {"image/png": dict(output.metadata["image/png"])} if "image/png" in output.get("metadata", {}) else {}
-
-
-def _no_paths(text):
-    """A text in which of each absolute path only the last part is left."""
-    return _PATH.sub(lambda match: "…/" + match[0].rsplit("/", 1)[1], text)
 
 
 def _smaller(picture):
@@ -220,7 +242,7 @@ def page(path, profile):
         at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
         bookbuild.fold(cells[at], "Parameters and their defaults")
         cells.insert(at + 1, _parameters(kept["parameters"]))
-    cells.insert(1, new_markdown_cell(_run_line(path, kept) if kept else NOT_RUN))
+    cells.insert(1, new_markdown_cell(_run_line(path, kept, _younger(code, kept)) if kept else NOT_RUN))
     notebook.cells = cells
     return notebook, bare if kept else None
 
@@ -281,8 +303,15 @@ def _credit(name):
     return f"[{name}]({row['url']}) ({{cite:t}}`{row['citation'].split(';')[0]}`, {row['licence']})"
 
 
-def _run_line(path, kept):
-    """A line on top of a page: which run it shows, where its source and its record are, and whose recordings."""
+def _younger(code, kept):
+    """How many of the cells that show something were redrawn after the run."""
+    redrawn = {at for at in kept.get("redrawn", []) if not all(map(_is_glue, kept["cells"].get(at, [])))}
+    return sum(key(cell.source) in redrawn for cell in code)
+
+
+def _run_line(path, kept, younger=0):
+    """A line on top of a page: which run it shows, how many of its cells are younger, where its source and its record are, and whose
+    recordings."""
     at = repository()
     sources = f"{at['url']}/blob/{at['branch']}"
     given, record = kept["parameters"], Path("results") / kept["profile"] / f"{path.stem}.json"
@@ -290,6 +319,7 @@ def _run_line(path, kept):
     date = datetime.date.fromisoformat(kept["date"])
     parts = [f"Run of {date.day} {date:%B %Y} with the profile `{kept['profile']}`"]
     parts += [f"commit [{kept['commit']}]({at['url']}/commit/{kept['commit']})"] if kept["commit"] else []
+    parts += [f"{younger} of its cells changed and redrawn later"] if younger else []
     parts += [kept["device"].replace("_", "-")] if kept["device"] else []
     if given.get("data", "simulated") != "simulated":
         count = f"{runs.read(record)['data']['records']:,} recordings of " if recorded else ""

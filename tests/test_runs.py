@@ -3,15 +3,21 @@
 import json
 import math
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from crema_lib import runs
+from crema_lib import notebook, runs
 from crema_lib.errors import CremaError
 
 METRIC = {"name": "macro_auroc", "task": "super", "model": "pretrained", "value": 0.87, "low": 0.85, "high": 0.89, "n": 2198, "seed": 0}
 DATA = {"name": "simulated", "records": 50, "sha256": "00"}
+
+
+class Store(list):
+    def __init__(self):
+        self.meta = {"sha256": "00"}
 
 
 def written(path, **changed):
@@ -80,6 +86,25 @@ def test_reading_says_what_is_wrong(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(record))
     with pytest.raises(CremaError, match="versions missing"):
         runs.read(tmp_path / "b.json")
+
+
+def test_of_a_path_the_last_part_is_told():
+    told = {
+        "/data/ecg/ludb-1.0.1": "…/ludb-1.0.1",
+        "MAE, 4 passes=/data/runs/mae-s0/model": "MAE, 4 passes=…/model",
+        "reruns/s1/model": "reruns/s1/model",
+        "https://doi.org/10.1000/x/y": "https://doi.org/10.1000/x/y",
+        "0.9 ECG/s": "0.9 ECG/s",
+    }
+    assert runs.no_paths([*told, ["/a/b"], 3, None]) == [*told.values(), ["…/b"], 3, None]
+
+
+def test_a_record_does_not_tell_where_the_run_found_its_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(notebook._last_start, "14_x", 0.0)
+    given = {"wave_folder": "/somewhere/ecg/ludb", "checkpoints": ["MAE=/somewhere/mae/model", f"Ours={tmp_path}/cr_mae/model"]}
+    p = SimpleNamespace(run_dir=tmp_path, chapter="14_x", parameters=given, data="simulated", device="cpu")
+    told = notebook.record(p, [], Store())
+    assert told["parameters"] == {"wave_folder": "…/ludb", "checkpoints": ["MAE=…/model", "Ours=cr_mae/model"]}
 
 
 def test_a_device_has_a_name():

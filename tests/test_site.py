@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -12,8 +14,9 @@ import pytest
 from conftest import ROOT, write_chapter
 from nbformat.v4 import new_markdown_cell, new_output
 from PIL import Image
+from test_book import browser  # noqa: F401 - a fixture
 
-from crema_lib import bookbuild, site
+from crema_lib import bookbuild, runs, site
 from crema_lib.errors import CremaError
 
 CHAPTERS = bookbuild.chapters()
@@ -48,7 +51,9 @@ def book(project):
     """A book of two chapters, of which the first was run: (project folder, source, executed notebook)."""
     (project / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01_ran\n  - file: book/02_not\n")
     source, executed = project / "book" / "01_ran.ipynb", project / "executed" / "any.ipynb"
-    parameters = 'profile: str = "quick"  # profile\nseed: int = 0  # start\nwave_folder: str = ""  # folder'
+    parameters = (
+        'profile: str = "quick"  # profile\nseed: int = 0  # start\nwave_folder: str = ""  # folder\ncheckpoints: list = []  # models'
+    )
     for path in (source, project / "book" / "02_not.ipynb"):
         write_chapter(path, *SOURCES, parameters=parameters)
         notebook = nbformat.read(path, as_version=4)
@@ -84,6 +89,7 @@ def book(project):
         cell.execution_count, cell.outputs = 1, outputs.get(cell.source, [])
     notebook.cells[-2].execution_count = None  # the run did not come so far
     given = {"profile": "quick", "seed": 7, "wave_folder": "/data/waves", "out": "/data/runs", "lr": 1e-3}
+    given["checkpoints"] = ["MAE, 4 passes=/data/runs/mae/model", "quick-s0/model"]
     notebook.metadata["papermill"] = {"start_time": "2026-11-02T10:00:00", "duration": 3.0, "exception": None, "parameters": given}
     executed.parent.mkdir()
     nbformat.write(notebook, executed)
@@ -104,7 +110,8 @@ def test_what_is_kept_of_a_run_and_what_is_not(book):
     text, kept = path.read_text(), json.loads(path.read_text())
     assert (kept["chapter"], kept["profile"], kept["date"]) == ("01_ran", "quick", "2026-11-02")
     assert (kept["commit"], kept["device"]) == ("abc1234", "x86_64 processor, 2 cores")
-    assert kept["parameters"] == {"profile": "quick", "seed": 7}, "no folders, and nothing that the chapter does not declare"
+    shown = {"profile": "quick", "seed": 7, "wave_folder": "…/waves", "checkpoints": ["MAE, 4 passes=…/model", "quick-s0/model"]}
+    assert kept["parameters"] == shown, "of a folder the last part, and nothing that the chapter does not declare"
     (printed,) = outputs_of(kept, "print('where')")
     assert printed["text"].startswith("read …/ptb-xl: 3/4 of it\n")
     (table,) = outputs_of(kept, "table")
@@ -149,7 +156,7 @@ def test_outputs_come_back_where_their_source_is_unchanged(book, monkeypatch, ca
     assert cells["print('where')"].outputs[0].text.startswith("read …/ptb-xl")
     assert ".93" in cells["table"].outputs[0].data["text/html"]
     assert cells["new"].outputs == cells["fail"].outputs == cells["glued"].outputs == []
-    assert cells["# Parameters of this run"].source.splitlines()[1:] == ["profile = 'quick'", "seed = 7"]
+    assert cells["# Parameters of this run"].source.splitlines()[2:4] == ["profile = 'quick'", "seed = 7"]
     assert "hide-input" in cells["# Parameters of this run"].metadata.tags
     assert cells["draw"].metadata.mystnb.figure.caption == "The caption of draw. Simulated."
     assert cells["interactive"].outputs[0].data == {"text/markdown": site.LEFT_OUT}
@@ -164,6 +171,87 @@ def test_outputs_come_back_where_their_source_is_unchanged(book, monkeypatch, ca
     assert "has not been run on real recordings yet" in other.cells[1].source
     assert "{glue" not in other.cells[-1].source
     assert all(not cell.outputs for cell in bookbuild.read(source).cells if cell.cell_type == "code"), "the source is untouched"
+
+
+def test_a_page_says_how_many_of_its_cells_are_younger_than_its_commit(book, monkeypatch):
+    project, source, executed = book
+
+    def git(*args):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", "-C", project, *identity, *args], check=True, capture_output=True, text=True).stdout.strip()
+
+    def line():
+        return site.page(Path("book/01_ran.ipynb"), "quick")[0].cells[1].source
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    (path,) = site.collect(executed)
+    before = path.read_text()
+    assert site.mark_redrawn(path) is None and path.read_text() == before, "a commit that is not in this clone"
+    git("init")
+    git("add", "book")
+    git("commit", "-m", "a")
+    page = {**json.loads(before), "commit": git("rev-parse", "--short", "HEAD")}
+    path.write_text(json.dumps(page))
+    assert site.mark_redrawn(path) == [] and "redrawn" not in line()
+    assert list(json.loads(path.read_text()))[-1] == "cells"
+
+    text = source.read_text()
+    for cell in ("print('where')", "table", "committed"):
+        assert text.count(json.dumps(cell)) == 1
+        text = text.replace(json.dumps(cell), json.dumps(f"{cell}  # anew"))
+        page["cells"][site.key(f"{cell}  # anew")] = page["cells"][site.key(cell)]
+    page["cells"][site.key("gone")] = page["cells"][site.key("table")]
+    source.write_text(text)
+    path.write_text(json.dumps(page))
+    assert site.mark_redrawn(path) == [site.key(cell) for cell in ("print('where')  # anew", "table  # anew", "committed  # anew", "gone")]
+    assert " · 2 of its cells changed and redrawn later · " in line(), "those that stand on the page and show more than a value"
+
+
+def test_the_committed_pages_note_what_was_redrawn(kept, tmp_path):
+    for path in kept:
+        noted = json.loads(path.read_text()).get("redrawn", [])
+        found = site.mark_redrawn(shutil.copy(path, tmp_path))
+        assert found in (None, noted), f"{path.name}: note what was redrawn with site.mark_redrawn"  # None: a clone without its commit
+
+
+PAPER = """
+<html data-theme="dark"><style>
+html[data-theme="dark"] { --pst-color-text-base: #ced6dd; --pst-color-background: #121212; }
+html[data-theme="dark"] .highlight .k { color: #dcc6e0; }
+html[data-theme="dark"] img:not(.only-dark) { filter: brightness(.8); }
+body { color: var(--pst-color-text-base); background: var(--pst-color-background); }
+</style><style>%s</style><body>
+<div class="highlight"><pre><span class="k">def</span></pre></div><img alt="">
+<div class="math"><mjx-container style="display: block">a long equation</mjx-container></div>
+<div class="cell"><details class="hide above-input"><summary>Show</summary><p id="code">folded code</p></details></div>
+<div class="cell"><details class="hide below-input"><summary id="fold">Show</summary><p id="table">folded table</p></details></div>
+"""
+COMPUTED = """() => {
+  const style = (where, name) => getComputedStyle(document.querySelector(where))[name]
+  const shown = where => document.querySelector(where).checkVisibility()
+  return {text: style("body", "color"), paper: style("body", "backgroundColor"), code: style(".k", "color"),
+          picture: style("img", "filter"),
+          equation: [style("div.math", "overflowX"), style("mjx-container", "overflowX"), style("mjx-container", "overflowY")],
+          folded: ["#code", "#table", "#fold"].filter(shown)}
+}"""
+
+
+def test_on_paper_nothing_is_cut_or_light_and_folded_outputs_are_there(browser):  # noqa: F811
+    page = browser.new_page()
+    page.set_content(PAPER % (ROOT / "book" / "_static" / "book.css").read_text())
+    screen = page.evaluate(COMPUTED)
+    assert screen["text"] == "rgb(206, 214, 221)" and screen["equation"] == ["auto", "auto", "hidden"] and screen["folded"] == ["#fold"]
+    page.emulate_media(media="print")
+    dark = "rgb(34, 40, 50)"
+    assert page.evaluate(COMPUTED) == {
+        "text": dark,
+        "paper": "rgb(255, 255, 255)",
+        "code": dark,
+        "picture": "none",
+        "equation": ["visible"] * 3,
+        "folded": ["#table"],
+    }
+    page.close()
 
 
 def test_real_recordings_are_credited(book):
@@ -220,6 +308,21 @@ def test_the_committed_pages_are_small_and_name_no_machine_and_no_recording(kept
             assert not re.search(PLACES, text), text[:300]
             assert not re.search(r"\b\d{5}_[lh]r\b", text), "the name of a recording of PTB-XL"
             assert "<script" not in text and "<svg" not in text
+
+
+def texts(value):
+    """All texts of a JSON value but the pictures."""
+    if isinstance(value, dict):
+        return [text for name, entry in value.items() if name != "image/png" for text in texts(entry)]
+    return [text for entry in value for text in texts(entry)] if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def test_no_committed_record_and_no_page_tells_a_path_of_a_machine():
+    found = sorted((ROOT / "results").rglob("*.json"))
+    assert found
+    for path in found:
+        for text in texts(json.loads(path.read_text(encoding="utf-8"))):
+            assert runs.no_paths(text) == text and not re.search(PLACES, text), f"{path.name}: {text[:300]}"
 
 
 def test_the_tags_are_where_the_site_looks_for_them():

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from .. import carbon, search, weights
-from ..data import splits
+from ..data import labels, splits
 from ..data.manifest import dataset
 from ..leakage.checkpoint import SEEN, what_was_seen
 from ..metrics import FEW
@@ -14,7 +14,9 @@ from ..paths import repository
 from . import committed, markdown
 
 RIVALS = {"xresnet1d101": "a convolutional network", "features + boosting": "boosting on features made by hand"}  # trained on labels alone
-SHOWN = ("all", "super", "form", "rhythm")  # tasks on the card
+OFTEN = f"macro AUROC, >= {FEW} positives"
+RULES = {"macro AUROC": "every label of fold {test_fold}", OFTEN: f"the labels with at least {FEW} positives there"}  # what is averaged
+WORST = 5  # statements among the known failures
 LOG = "results/ptbxl/search.csv"
 
 
@@ -78,16 +80,18 @@ def _facts(folder, config, saved, records):
 
 def _runs(seed, records):
     """How many seeds of pretraining there are, and what the linear probe reaches over all of them."""
-    runs = len({row["seed"] for row in committed.record(records, "04_linear_probing")["extra"]["by_seed"]})
-    if runs == 1:
+    each = committed.frame(records, "04_linear_probing", "by_seed", task="all", model=committed.MODEL)
+    if len(each) == 1:
         return f"one, seed {seed}: what another seed would change is not known"
     over = (
         f"{markdown.number(committed.metric(records, '04_linear_probing', 'macro AUROC', task, committed.MODEL))} on `{task}`"
         for task in ("all", "super")
     )
+    by_seed = markdown.listed(f"{markdown.number(row['value'], 4)} with seed {row['seed']}" for _, row in each.iterrows())
     return (
-        f"{runs}; these weights are those of seed {seed}. Over all of them the linear probe reaches {markdown.listed(over)} "
-        "([](04_linear_probing.ipynb)); below, age and sex are means over them, and all else is of these weights"
+        f"{len(each)}; these weights are those of seed {seed}. Over all of them the linear probe reaches {markdown.listed(over)}; on `all` "
+        f"it is {by_seed} ([](04_linear_probing.ipynb)). Below, the probes that predict age, sex and single statements are means over "
+        "them, and all else is of these weights"
     )
 
 
@@ -127,19 +131,23 @@ def _results(records):
         committed.MODEL: "pretrained, fine-tuned",
     }
     arms |= {one: one for one in rivals}
-    rows = [(title, *(markdown.number(score(task, arm)) for task in SHOWN)) for arm, title in arms.items()]
-    worth = []
-    for other in (committed.TWIN, *rivals):
-        gain = committed.frame(records, "05_fine_tuning", "gains", task="all", model=committed.MODEL, other=other).iloc[0]
-        side = "neither above nor below" if gain["p_holm"] >= 0.05 else "above" if gain["value"] > 0 else "below"
-        worth.append(f"{side} {'its random twin' if other == committed.TWIN else other} ({markdown.number(markdown.interval(gain))})")
+    tables = (
+        markdown.table(
+            ("macro AUROC", *(f"`{task}`" for task in tasks)),
+            [(title, *(markdown.number(score(task, arm)) for task in tasks)) for arm, title in arms.items()],
+        )
+        for tasks in (labels.TASKS[:3], labels.TASKS[3:])  # six intervals in a row would not fit a page
+    )
+    others = (committed.TWIN, *rivals)
+    often = [committed.metric(records, "05_fine_tuning", OFTEN, "all", f"{committed.MODEL} - {other}") for other in others]
     points = committed.frame(records, "06_label_efficiency", "points", task="all", model=committed.PROBE).sort_values("share").iloc[0]
     return {
         "seeds": tuning["extra"]["seeds"],
         "readout": committed.record(records, "04_linear_probing")["parameters"]["readout"],
         "rivals": f"Trained on labels alone: {'; '.join(f'`{one}`, {RIVALS[one]}' for one in rivals)}." if rivals else "",
-        "results": markdown.table(("macro AUROC", *(f"`{task}`" for task in SHOWN)), rows),
-        "worth": markdown.listed(worth),
+        "results": "\n\n".join(tables),
+        "worth": markdown.listed(_worth(records, other) for other in others),
+        "worth_often": markdown.listed(map(markdown.difference, often)),
         "rare": int((scored[scored["model"] == committed.MODEL]["n"] < FEW).sum()),
         "few": FEW,
         "share": markdown.share(points["share"]),
@@ -149,6 +157,15 @@ def _results(records):
         "age_error": markdown.number(committed.metric(records, "04_linear_probing", "MAE", "age", committed.MODEL), 1),
         "age_mean": markdown.number(committed.metric(records, "04_linear_probing", "MAE", "age", "mean age"), 1),
     }
+
+
+def _worth(records, other):
+    """On which side of another model the fine-tuned one lies by its interval, and the adjusted p-value where that says less."""
+    gain = committed.frame(records, "05_fine_tuning", "gains", task="all", model=committed.MODEL, other=other).iloc[0]
+    side = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "neither above nor below"
+    doubted = f", adjusted p = {markdown.number(gain['p_holm'])}" if gain["low"] * gain["high"] > 0 and gain["p_holm"] >= 0.05 else ""
+    name = "its random twin" if other == committed.TWIN else f"`{other}`"
+    return f"{side} {name} ({markdown.difference(markdown.interval(gain))}{doubted})"
 
 
 def _worst(rows):
@@ -210,9 +227,32 @@ def _changes(records):
             ("leads shown", "probe of the most leads", "probe of these leads"),
             [(number, *(scores.get((trained, number), "") for trained in ("full", "own"))) for number in shown],
         ),
+        "tuned": _tuned(records, leads["task"].iloc[0]),
         "lead_all": f"macro AUROC {scores['full', shown[0]]} with {shown[0]} leads",
         "lead_one": f"{scores['full', shown[-1]]} with {shown[-1]}",
     }
+
+
+def _tuned(records, task):
+    """What fine-tuning on fewer leads reaches and what pretraining adds to it, with a sentence before; nothing where none was tried."""
+    run = committed.record(records, "15_any_leads")
+    if not run["extra"]["tuned"]:
+        return ""
+    own = committed.frame(records, "15_any_leads", "tuned", task=task, model=committed.MODEL).sort_values("leads", ascending=False)
+
+    def added(leads):
+        model, other = (f"{one}, {leads} lead{'s' * (leads > 1)}" for one in (committed.MODEL, committed.TWIN))
+        return committed.frame(records, "15_any_leads", "tuned_differences", task=task, model=model, other=other).iloc[0]
+
+    rows = [
+        (row["leads"], markdown.number(markdown.interval(row)), markdown.difference(markdown.interval(added(row["leads"]))))
+        for _, row in own.iterrows()
+    ]
+    learnt = markdown.listed(f"`{one}`" for one in run["parameters"]["curve_tasks"])
+    return (
+        f"Fine-tuned on the leads that are left, on `{task}`, and paired with the random twin on the same leads; one run each, of networks "
+        f"that learn {learnt}:\n\n" + markdown.table(("leads", "fine-tuned", "what pretraining adds"), rows)
+    )
 
 
 def _simulated(records):
@@ -244,6 +284,8 @@ def _failures(records):
     doubt = committed.frame(records, "11_trust", "flags", model=committed.PROBE, signal="doubt")
     worst = doubt.loc[doubt["value"].idxmin()]
     return {
+        **_poorest(records),
+        "simpler": _simpler(records),
         "swap": hardest("reversal"),
         "noise": hardest("baseline wander", "muscle artefact", "electrode motion", "powerline", "white"),
         "narrow": hardest("low-pass", "high-pass", "sampling rate", "gain"),
@@ -254,19 +296,36 @@ def _failures(records):
     }
 
 
+def _poorest(records):
+    """The statements that a linear probe ranks worst, of those with enough positives, and how many these are."""
+    told = pd.DataFrame(committed.record(records, "04_linear_probing")["extra"]["labels"]["all"])
+    told, named = told[(told["model"] == committed.MODEL) & (told["n"] >= FEW)].sort_values("value"), labels.statements()["description"]
+    worst = (f"{named[row['label']]} (`{row['label']}`, {markdown.number(markdown.interval(row))})" for _, row in told[:WORST].iterrows())
+    return {"often": len(told), "statements": markdown.listed(worst)}
+
+
+def _simpler(records):
+    """On which tasks models trained on labels alone are better than the fine-tuned one: the interval of the difference lies below zero."""
+    rows, said = pd.DataFrame(committed.record(records, "05_fine_tuning")["metrics"]), []
+    for other, what in RIVALS.items():
+        pair = rows[rows["model"] == f"{committed.MODEL} - {other}"]
+        worse = [markdown.listed(f"`{task}`" for task in pair["task"][(pair["name"] == rule) & (pair["high"] < 0)]) for rule in RULES]
+        counted = [f"on {tasks} over {over.format(**markdown.FOLDS)}" for tasks, over in zip(worse, RULES.values(), strict=True)]
+        said += [f"`{other}`, {what}, {', and '.join(counted)}"] if len(pair) else []
+    return f"by paired intervals the fine-tuned network is worse than {'; and than '.join(said)}" if said else "none was tried"
+
+
 def _leaks(records):
     table = committed.frame(records, "08_leakage", "table")
     own = table[table["where"] == table["where"].iloc[0]].set_index(["question", "split"])
     seen, own = own.loc["seen in pretraining"], own["count"]
-    people = committed.frame(records, "15_any_leads", "people", model=committed.MODEL, measure="top-1")
-    best = people[people["leads"] == people["leads"].max()].sort_values("value").iloc[-1]
     traces = committed.frame(records, "12_maps", "hospital", model=committed.MODEL, metric="AUROC")
     saw = [f"{seen['count'][part]:,} of {seen['of'][part]:,} recordings of {markdown.word(part)}" for part in splits.SPLITS]
     found = [f"{own[name, 'across sides']:,} {title}" for name, title in (("patients", "patients"), ("exact duplicates", "equal"))]
     return {
         "saw": markdown.listed(saw),
         "across": markdown.listed([*found, f"{own['near duplicates', 'across sides']:,} nearly equal recordings"]),
-        "named": markdown.share(best["value"]),
+        "named": markdown.share(committed.recognised(records)["value"]),
         "candidates": f"{committed.record(records, '15_any_leads')['extra']['counts']['candidates']:,}",
         "sex": markdown.number(committed.metric(records, "04_linear_probing", "macro AUROC", "sex", committed.MODEL)),
         "traces": markdown.listed(

@@ -65,3 +65,9 @@ def outside(records, **where):
     """Rows of record 09 on the sets of other hospitals."""
     places = frame(records, "09_other_hospitals", "other places", model=PROBE, **where)
     return places[~places["sample"].str.match(INSIDE)]
+
+
+def recognised(records, model=MODEL):
+    """The row of record 15 that says how often the features of a model pick the right person: most leads, the best space."""
+    people = frame(records, "15_any_leads", "people", model=model, measure="top-1")
+    return people[people["leads"] == people["leads"].max()].sort_values("value").iloc[-1]

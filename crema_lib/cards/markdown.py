@@ -22,6 +22,12 @@ def number(value, digits=3):
     return f"{value:z.{digits}f}"
 
 
+def difference(value):
+    """An `Interval` around a difference, with as many digits as keep an end near zero from looking like zero."""
+    ends = (value.low, value.high)
+    return number(value, next((digits for digits in (3, 4, 5) if all(round(end, digits) or not end for end in ends)), 6))
+
+
 def share(value):
     return f"{100 * value:.0f} %"
 

@@ -6,6 +6,7 @@ from .. import composition
 from ..data import labels, splits
 from ..data.manifest import dataset
 from ..metrics import FEW
+from ..paths import repository
 from . import committed, markdown
 
 FLAGS = {"flat": "flat lead", "electrodes_problems": "electrode problems"}  # where the flag of the table is no plain English
@@ -31,6 +32,7 @@ def datasheet(records):
     named = labels.statements()["description"]
     sexes, quartiles = {"F": "female", "M": "male"}, dict(zip(("low", "middle", "high"), told["age quartiles"], strict=True))
     ages = [(row["age"].replace("<", "&lt;"), f"{row['records']:,}") for row in told["age"] if row["records"]]
+    found, untrained = (committed.recognised(records, model) for model in (committed.MODEL, committed.TWIN))
     sizes = {
         f"{by}_table": markdown.table((by, "recordings", "patients"), [_thousands(row) for row in told[by]]) for by in ("device", "site")
     }
@@ -65,6 +67,11 @@ def datasheet(records):
         "band": "filtered to {:g} to {:g} Hz without shift of phase".format(*made["band"]) if made["band"] else "filtered nothing",
         "left_out": f"{told['left out']:,}",
         "reasons": "".join(f", {count:,} because {reason}" for reason, count in told["reasons"].items()),
+        "queries": f"{found['n']:,}",
+        "candidates": f"{committed.record(records, '15_any_leads')['extra']['counts']['candidates']:,}",
+        "found": markdown.number(markdown.interval(found)),
+        "found_untrained": markdown.number(markdown.interval(untrained)),
+        "repository": repository()["url"],
         "others": _others(records),
     }
     return markdown.fill("datasheet.md", values)
