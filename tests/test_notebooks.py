@@ -107,6 +107,17 @@ def test_cells_are_short(path):
 
 
 @each_chapter
+def test_links_to_pages_carry_their_titles(path):
+    """A notebook outside the book shows no title of its own for a link without text."""
+    titles = {page.name: read(page).cells[0].source if page.suffix == ".ipynb" else page.read_text() for page in (ROOT / "book").glob("*.*")
+              if page.suffix in (".ipynb", ".md")}  # fmt: skip
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for shown, target in re.findall(r"\[([^\]]*)\]\((\w+\.(?:ipynb|md))\)", text):
+        title = re.search(r"^# (.+)$", titles[target], re.M)[1]
+        assert shown == title or re.fullmatch(r"\d\d", shown), f"the link to {target} says {shown!r}, its title is {title!r}"
+
+
+@each_chapter
 def test_figures_have_caption_and_alt_text(path):
     for cell in code(path):
         if re.search(r"\bplots\.(?!use_style)\w+\(|\bplt\.show\(", cell.source):
@@ -336,6 +347,16 @@ def test_the_colab_cell_installs_without_touching_torch_and_numpy(tmp_path, monk
     assert [line.split("==")[0] for line in kept] == ["torch", "numpy"]
     assert kept[0].split("==")[1] == version("torch")
     assert sys.path[0] == str(tmp_path / "crema-book")
+
+
+def test_a_value_for_the_sentences_is_printed_where_their_markup_is_unknown(monkeypatch, capsys):
+    kept = {}
+    monkeypatch.setitem(sys.modules, "myst_nb", types.SimpleNamespace(glue=lambda name, value, display: kept.update({name: value})))
+    notebook.glue("gain", "+0.020")
+    assert kept == {"gain": "+0.020"} and not capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    notebook.glue("gain", "+0.030")
+    assert kept == {"gain": "+0.030"} and capsys.readouterr().out == "gain = +0.030\n"
 
 
 def test_the_colab_cell_does_nothing_elsewhere(monkeypatch):
