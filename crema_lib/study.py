@@ -20,8 +20,9 @@ from .paths import home, resolve
 def study(profile="ptbxl", minutes=None, overrides=(), out=None, jobs=None):
     """Run what is left of a profile's chapters in order; when all is done, copy records to `results/PROFILE` and keep the pages.
 
-    Pretraining and fine-tuning, all that goes through `engine.fit`, go on at the step where they were stopped; any other computation of
-    a chapter that was stopped starts anew with its chapter. Chapters that have run to their end are not run again, unless their
+    Pretraining and fine-tuning, all that goes through `engine.fit`, go on at the step where they were stopped; features and most probes are
+    kept as they are made (`embeddings.embed_store`, `probes.linear.remembered`); what else a chapter that was stopped computes starts anew
+    with it. Chapters that have run to their end are not run again, unless their
     source, their parameters, the data, or a chapter that they need has changed. A change of crema_lib is not seen: delete
     `records/NN_name.key` in the run's folder to have a chapter run again.
 

@@ -111,6 +111,19 @@ def test_a_remembered_probe_is_not_fitted_again(tmp_path, monkeypatch):
         probe.remembered(tmp_path)(train, valid, device="cpu")
 
 
+def test_a_remembered_attention_probe_is_the_same_one(tmp_path, monkeypatch):
+    x, y = problem(120)
+    tokens = np.random.default_rng(0).normal(size=(120, 5, x.shape[1])).astype(np.float32)
+    parts = (tokens[:80], y[:80]), (tokens[80:], y[80:])
+    first, trail = probe.remembered(tmp_path, pooling.fit_attention)(*parts, seed=1, epochs=1)
+    monkeypatch.setattr(pooling, "AttentionProbe", lambda *a, **k: pytest.fail("trained"))
+    again, same = probe.remembered(tmp_path, pooling.fit_attention)(*parts, seed=1, epochs=1)
+    np.testing.assert_array_equal(again.scores(tokens), first.scores(tokens))
+    assert same == trail
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        probe.remembered(tmp_path, pooling.fit_attention)(*parts, seed=2, epochs=1)
+
+
 def test_what_no_probe_can_be_made_of():
     x, y = problem(60)
     broken = np.where(np.arange(60)[:, None] == 7, np.nan, x)

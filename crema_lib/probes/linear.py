@@ -195,15 +195,17 @@ def fit_probe(train, valid, strengths=STRENGTHS, *, device="cpu"):
     return choice.take()
 
 
-def remembered(folder):
-    """`fit_probe` with a memory: features and targets that it has seen with this code are not fitted again, in this process or a later one.
+def remembered(folder, fit=fit_probe):
+    """`fit` with a memory: features and targets that it has seen with this code are not fitted again, in this process or a later one.
 
     Args:
         folder: where to keep the probes, a file each (joblib's); like a cache of features it can be deleted at any time. Its files are
             pickles, which can run code: take no such folder from others.
+        fit: `fit_probe`, or one like it of another module.
     """
-    code = zlib.crc32("".join(inspect.getsource(module) for module in (sys.modules[__name__], logistic)).encode())
-    return Memory(Path(folder) / f"{code:08x}", verbose=0).cache(fit_probe)
+    modules = dict.fromkeys((sys.modules[__name__], logistic, inspect.getmodule(fit)))
+    code = zlib.crc32("".join(map(inspect.getsource, modules)).encode())
+    return Memory(Path(folder) / f"{code:08x}", verbose=0).cache(fit)
 
 
 def probe_task(store, arms, task, *, bootstrap=1000, seed=0, device="cpu"):
