@@ -116,7 +116,7 @@ def test_a_remembered_attention_probe_is_the_same_one(tmp_path, monkeypatch):
     tokens = np.random.default_rng(0).normal(size=(120, 5, x.shape[1])).astype(np.float32)
     parts = (tokens[:80], y[:80]), (tokens[80:], y[80:])
     first, trail = probe.remembered(tmp_path, pooling.fit_attention)(*parts, seed=1, epochs=1)
-    monkeypatch.setattr(pooling, "AttentionProbe", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(pooling, "fit_probe", lambda *a, **k: pytest.fail("trained"))
     again, same = probe.remembered(tmp_path, pooling.fit_attention)(*parts, seed=1, epochs=1)
     np.testing.assert_array_equal(again.scores(tokens), first.scores(tokens))
     assert same == trail
