@@ -1,6 +1,7 @@
 """The networks that every table compares, trained by one loop under one budget: pretrained, from scratch, and a convolutional one."""
 
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -114,9 +115,10 @@ def _kept(path, compute):
     """An array from a file, computed and written whole where the file is not there yet."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".part"), "wb") as file:
-            np.save(file, compute())
-        Path(file.name).replace(path)
+        found, part = compute(), path.with_name(f"{path.name}.{os.getpid()}.part")  # of two runs at once each writes its own
+        with open(part, "wb") as file:
+            np.save(file, found)
+        part.replace(path)
     return np.load(path)
 
 
