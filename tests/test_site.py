@@ -204,7 +204,7 @@ def test_a_page_says_how_many_of_its_cells_are_younger_than_its_commit(book, mon
     source.write_text(text)
     path.write_text(json.dumps(page))
     assert site.mark_redrawn(path) == [site.key(cell) for cell in ("print('where')  # anew", "table  # anew", "committed  # anew", "gone")]
-    assert " · 2 of its cells changed and redrawn later · " in line(), "those that stand on the page and show more than a value"
+    assert " · 2 of its cells changed or were redrawn later · " in line(), "those that stand on the page and show more than a value"
 
 
 def test_the_committed_pages_note_what_was_redrawn(kept, tmp_path):
