@@ -17,12 +17,12 @@ from .sit import SiT
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
     "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature", "contrasted", "projected",
-    "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
+    "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
     "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature",
-    "contrasted", "projected", "lead_drop", "noise", "gain", "momentum", "patch_norm",
+    "contrasted", "projected", "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm",
 )  # fmt: skip
 OWN = ("block", "decoder_width", "decoder_depth")  # those that are the objective's own where a profile says 0
 

@@ -16,6 +16,7 @@ from crema_lib.sit import SiT
 VARIANTS = [(name, {}) for name in OBJECTIVES] + [("cr_mae", {"regulariser": name}) for name in list(REGULARISERS)[1:]]
 VARIANTS += [("cr_mae", {"contrast_weight": 0.0}), ("cr_mae", {"contrasted": "layers", "projected": False})]
 VARIANTS += [("cr_mae", {"contrasted": "moments", "contrast_schedule": "falling"})]
+VARIANTS += [("cr_mae", {"latent_weight": 1.0}), ("cr_mae", {"latent_weight": 1.0, "regulariser": "cmsc"})]
 each = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))
 )
@@ -52,7 +53,7 @@ def test_every_parameter_learns_and_only_parameters_do(name, options):
     losses["loss"].backward()
     learned = {key for key, p in m.named_parameters() if p.requires_grad}
     assert {key for key, p in m.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == learned
-    assert {key.split(".")[0] for key, p in m.named_parameters() if not p.requires_grad} == ({"teacher"} if name == "jepa" else set())
+    assert {key.split(".")[0] for key, p in m.named_parameters() if not p.requires_grad} == ({"teacher"} if hasattr(m, "teacher") else set())
 
 
 @each
@@ -169,6 +170,8 @@ def test_class_names_are_distinct_and_options_known():
         ("cr_mae", {"contrasted": "cls"}),
         ("cr_mae", {"contrasted": "middle"}),  # of a single block
         ("cr_mae", {"projected": 2}),
+        ("cr_mae", {"latent_weight": -1}),
+        ("cr_mae", {"momentum": 1.5}),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -204,14 +207,14 @@ def test_halves_are_neighbours_in_time_that_keep_their_places():
 
 def test_cr_mae_with_halves_draws_each_half_from_itself():
     m = model("cr_mae", regulariser="cmsc", noise=0.0, lead_drop=0.0)
-    drawn = []
-    m.drawing_loss = lambda tokens, clean, lead_mask, seen, visible: drawn.append((clean, visible)) or tokens.sum()
+    asked = []
+    m.drawing_loss = lambda drawn, clean, lead_mask, seen, visible: asked.append((clean, visible)) or drawn.sum()
     records = batch()
     pairs = []
     pair = m.pair
     m.pair = lambda *args: pairs.append(pair(*args)) or pairs[-1]
     m(records)
-    (clean, visible), (whole, _, _, places, _) = drawn[0], pairs[0]
+    (clean, visible), (whole, _, _, places, _) = asked[0], pairs[0]
     assert torch.equal(clean[:6], whole[:6, :, :200]) and torch.equal(clean[6:], whole[6:, :, 200:])
     assert torch.equal(visible[:6], places[:6]) and torch.equal(visible[6:], places[6:] - 8)
 
@@ -237,7 +240,8 @@ def test_cr_mae_contrasts_what_it_says_and_draws_from_the_last_block(contrasted)
     read = {"mean": means[5:], "middle": means[2:3], "layers": means[2:], "moments": means[2:] + spread[2:]}[contrasted]
     expected = slow_info_nce(*torch.cat(read, dim=1).detach().double().numpy().reshape(2, 6, -1), 0.3)
     assert fast["contrast"].item() == pytest.approx(expected, rel=1e-5)
-    assert fast["mae"] == m.drawing_loss(after[-1], clean, records["lead_mask"].repeat(2, 1), seen, visible)
+    drawn = m.decode(after[-1], visible, 16)
+    assert fast["mae"] == m.drawing_loss(drawn, clean, records["lead_mask"].repeat(2, 1), seen, visible)
 
 
 @pytest.mark.parametrize(("schedule", "shares"), [("constant", [1, 1, 1]), ("rising", [0, 0.25, 1]), ("falling", [1, 0.75, 0])])
@@ -382,14 +386,38 @@ def test_jepa_loss_is_that_of_its_parts():
     clean, corrupted, seen = m.view(records["signal"], records["lead_mask"])
     visible, hidden = m.hide(6, 16, "cpu")
     predicted = m.decode(m.encoder(corrupted, seen, visible), visible, 16)
-    target = m.teacher(clean, records["lead_mask"])
+    assert fast == pytest.approx(slow_latent_loss(predicted, m.teacher(clean, records["lead_mask"]), hidden), rel=1e-5)
+
+
+def slow_latent_loss(predicted, target, hidden):
     values = []
-    for i in range(6):
-        for place in hidden[i].tolist():
+    for i, places in enumerate(hidden.tolist()):
+        for place in places:
             t = target[i, place]
             d = (predicted[i, place] - (t - t.mean()) / (t.var(unbiased=False) + 1e-5).sqrt()).abs()
             values += torch.where(d < 1, d**2 / 2, d - 0.5).tolist()
-    assert fast == pytest.approx(np.mean(values), rel=1e-5)
+    return np.mean(values)
+
+
+def test_cr_mae_with_latents_draws_contrasts_and_predicts_the_teacher(tmp_path):
+    m, records = model("cr_mae", latent_weight=0.7, contrast_weight=0.4).eval(), batch()
+    with torch.no_grad():
+        for p in m.teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    fast = run(m, records)
+    torch.manual_seed(1)
+    clean, corrupted, seen, visible, hidden = m.pair(records["signal"], records["lead_mask"])
+    both = records["lead_mask"].repeat(2, 1)
+    values = m.fill(m.embed(m.encoder(corrupted, seen, visible)), visible, 16)
+    drawn, latents = values[..., :300], values[..., 300:]
+    assert latents.shape == (12, 16, 16) and torch.equal(m.decode(m.encoder(corrupted, seen, visible), visible, 16), drawn)
+    assert fast["mae"] == m.drawing_loss(drawn, clean, both, seen, visible)
+    assert fast["latent"].item() == pytest.approx(slow_latent_loss(latents, m.teacher(clean, both), hidden), rel=1e-5)
+    assert fast["loss"].item() == pytest.approx((fast["mae"] + 0.4 * fast["contrast"] + 0.7 * fast["latent"]).item(), rel=1e-5)
+    again = saved_and_loaded(m, tmp_path).eval()
+    assert run(again, records)["latent"] == fast["latent"]
+    signal, places = records["signal"], torch.tensor([[2, 5]] * 6)
+    assert torch.equal(again.reconstruct(signal, hidden=places)[0], m.reconstruct(signal, hidden=places)[0])
 
 
 def test_a_collapsed_teacher_shows():
@@ -403,8 +431,9 @@ def test_a_collapsed_teacher_shows():
     assert common_share(t).item() == pytest.approx((z.mean((0, 1)).norm() ** 2 / z.norm(dim=-1).square().mean()).item(), rel=1e-5)
 
 
-def test_the_teacher_follows_slowly_and_stands_still_at_the_end():
-    m = model("jepa", momentum=0.9)
+@pytest.mark.parametrize(("name", "options"), [("jepa", {}), ("cr_mae", {"latent_weight": 1.0, "contrast_schedule": "rising"})])
+def test_the_teacher_follows_slowly_and_stands_still_at_the_end(name, options):
+    m = model(name, momentum=0.9, **options)
     start = [p.clone() for p in m.teacher.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(start, m.encoder.parameters(), strict=True))
     with torch.no_grad():

@@ -23,6 +23,7 @@ def _whole(value, least):
 RULES = {
     "mask_ratio": (lambda x: 0 < x < 1, "not inside 0 < mask_ratio < 1"),
     "contrast_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
+    "latent_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "temperature": (lambda x: 0 < x < float("inf"), "not positive"),
     "lead_drop": (lambda x: 0 <= x <= 1, "no probability"),
     "token_drop": (lambda x: 0 <= x < 1, "not inside 0 <= token_drop < 1"),

@@ -1,12 +1,14 @@
 """CR-MAE: a masked autoencoder regularised by contrast between two masked views.
 
-    L = L_MAE + lambda L_contrast
+    L = L_MAE + lambda L_contrast + mu L_latent
     L_MAE = 1 / |A| sum_{i in A} (p_i - t_i)^2
     L_contrast = -1 / 2B sum_i log( exp(z_i . z_i' / tau) / sum_{j != i} exp(z_i . z_j / tau) )
 
 A is the set of samples asked for, of both views of all records: in hidden patches all leads that the recording has, in visible ones those
 of them that the view lost; p is what the decoder draws, t the clean view in units of each lead's `scale`. The z are the projected means
-of the visible tokens of the 2B views of a batch, normalised to length one, and i' is the other view of the record of i.
+of the visible tokens of the 2B views of a batch, normalised to length one, and i' is the other view of the record of i. L_latent is the
+loss of `jepa` over both views: at hidden places the decoder also predicts what a teacher, a slowly moving copy of the encoder, makes of
+the whole clean view. mu is 0 unless it is given; with it the step has two passes of the whole view more.
 
 The paper states (abstract of Song et al., arXiv 2407.07110) that CREMA is pretrained by a Contrastive Regularised Masked Autoencoder
 combining generative and contrastive learning on a Signal Transformer. The equations are ours, after MAE (He et al. 2022,
@@ -31,6 +33,7 @@ from ..errors import CremaError
 from .base import given, projector
 from .decoder import MaskedAutoencoder
 from .losses import cmsc_nce, info_nce, masked_loss, uniformity, vicreg
+from .teacher import Taught
 
 __all__ = ["CONTRASTED", "CRMAE", "REGULARISERS", "SCHEDULES", "info_nce", "masked_loss"]
 
@@ -44,7 +47,7 @@ CONTRASTED = ("mean", "middle", "layers", "moments")
 SCHEDULES = {"constant": lambda done: 1.0, "rising": lambda done: done, "falling": lambda done: 1 - done}  # share of lambda
 
 
-class CRMAE(MaskedAutoencoder):
+class CRMAE(Taught, MaskedAutoencoder):
     """Contrastive Regularised Masked Autoencoder.
 
     Two views of each record are drawn: a random start and gain give the clean view, the target; noise and lost leads then corrupt what
@@ -61,6 +64,7 @@ class CRMAE(MaskedAutoencoder):
         contrasted: what is pooled: the "mean" of the visible tokens after the last block, after the "middle" one (the first
             half of the blocks), or those of the last four blocks side by side as "layers" or "moments", see `SiT.features`.
         projected: whether a projector stands between that and the regulariser; "uniformity" never has one.
+        latent_weight: mu >= 0; at 0 there is no teacher. momentum: m of the teacher, see `Taught`.
         decoder_width, decoder_depth: of the decoder's blocks. projection: features of the contrasted space.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
         gain: spread of the random gain. patch_norm: predict each patch after removing its mean and dividing by its deviation per lead
@@ -82,6 +86,8 @@ class CRMAE(MaskedAutoencoder):
         temperature=0.1,
         contrasted="mean",
         projected=True,
+        latent_weight=0.0,
+        momentum=0.9995,
         decoder_width=128,
         decoder_depth=2,
         projection=128,
@@ -90,7 +96,7 @@ class CRMAE(MaskedAutoencoder):
         gain=0.2,
         patch_norm=False,
     ):
-        super().__init__(encoder, **given(locals()))
+        super().__init__(encoder, len(encoder.leads) * encoder.patch + bool(latent_weight) * encoder.width, **given(locals()))
         depth = len(encoder.blocks)
         for name, known in (("regulariser", REGULARISERS), ("contrast_schedule", SCHEDULES), ("contrasted", CONTRASTED)):
             if self.options[name] not in known:
@@ -100,6 +106,8 @@ class CRMAE(MaskedAutoencoder):
         first = {"mean": depth - 1, "middle": depth // 2 - 1}.get(contrasted, max(0, depth - 4))
         self.blocks = [first, depth - 1] if contrasted == "middle" else list(range(first, depth))  # the last one is what is drawn from
         self.readout = "mean" if contrasted == "middle" else contrasted
+        if latent_weight:
+            self.teach()
         if not contrast_weight:
             return
         plain = regulariser == "uniformity" or not projected
@@ -109,17 +117,30 @@ class CRMAE(MaskedAutoencoder):
 
     def forward(self, batch):
         lead_mask, halves = batch["lead_mask"], self.regulariser == "cmsc"
-        clean, corrupted, seen, visible, _ = self.pair(batch["signal"], lead_mask, halves)
+        clean, corrupted, seen, visible, hidden = self.pair(batch["signal"], lead_mask, halves)
         layers = self.encoder(corrupted, seen, visible, self.blocks)
         if halves:  # from here on each half is a short record of its own
-            clean, visible = self._halves(clean, visible)
-        loss = self.drawing_loss(layers[-1], clean, lead_mask.repeat(2, 1), seen, visible)
-        if not self.contrast_weight:
-            return {"mae": loss, "loss": loss}
-        projected = self.projector(torch.cat(self.of_all(self._pooled(layers)))).chunk(2)
-        contrast = REGULARISERS[self.regulariser](*projected, self.temperature)
-        weight = self.contrast_weight * getattr(self, "strength", 1.0)
-        return {"mae": loss, "contrast": contrast, "loss": loss + weight * contrast}
+            clean, visible, hidden = self._halves(clean, visible, hidden)
+        lead_mask = lead_mask.repeat(2, 1)
+        drawn, latents = self._decoded(layers[-1], visible, clean.shape[2] // self.encoder.patch)
+        losses = {"mae": self.drawing_loss(drawn, clean, lead_mask, seen, visible)}
+        loss = losses["mae"]
+        if self.contrast_weight:
+            projected = self.projector(torch.cat(self.of_all(self._pooled(layers)))).chunk(2)
+            losses["contrast"] = REGULARISERS[self.regulariser](*projected, self.temperature)
+            loss = loss + self.contrast_weight * getattr(self, "strength", 1.0) * losses["contrast"]
+        if self.latent_weight:
+            losses["latent"], losses["common"] = self.latent_losses(latents, clean, lead_mask, hidden)
+            loss = loss + self.latent_weight * losses["latent"]
+        return {**losses, "loss": loss}
+
+    def decode(self, tokens, visible, patches):
+        return self._decoded(tokens, visible, patches)[0]
+
+    def _decoded(self, tokens, visible, patches):
+        """What is drawn and what the teacher is expected to say, (batch, patches, values) each; none of the latter without a teacher."""
+        values = super().decode(tokens, visible, patches)
+        return values.tensor_split([len(self.encoder.leads) * self.encoder.patch], dim=2)
 
     def summary(self, signal, lead_mask, visible):
         return self._pooled(self.encoder(signal, lead_mask, visible, self.blocks))
@@ -129,12 +150,13 @@ class CRMAE(MaskedAutoencoder):
 
     @torch.no_grad()
     def after_step(self, step, steps):
+        super().after_step(step, steps)
         if hasattr(self, "strength"):
             self.strength.fill_(SCHEDULES[self.contrast_schedule](step / steps))
 
-    def _halves(self, clean, visible):
-        """Signals and visible patches of the first halves of the first views and of the second halves of the second ones."""
+    def _halves(self, clean, *places):
+        """Signals and places of the first halves of the first views and of the second halves of the second ones."""
         span = clean.shape[2] // self.encoder.patch // 2
         samples = span * self.encoder.patch
         first, second = clean.chunk(2)
-        return torch.cat([first[:, :, :samples], second[:, :, samples : 2 * samples]]), visible % span
+        return torch.cat([first[:, :, :samples], second[:, :, samples : 2 * samples]]), *(patches % span for patches in places)

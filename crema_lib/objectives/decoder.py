@@ -69,16 +69,17 @@ class MaskedAutoencoder(Masked):
             target = ((self._by_lead(target) - mean) / deviation).flatten(2)
         return target, self.asked(lead_mask, seen, visible, target.shape[1]).to(target.dtype)
 
-    def drawing_loss(self, tokens, clean, lead_mask, seen, visible):
-        """`masked_loss` of what the decoder draws from the tokens of a view."""
-        target, asked = self.target(clean, lead_mask, seen, visible)
-        return masked_loss(self.decode(tokens, visible, target.shape[1]), target, asked)
+    def drawing_loss(self, drawn, clean, lead_mask, seen, visible):
+        """`masked_loss` of what the decoder draws of a view, (batch, patches, leads * patch)."""
+        return masked_loss(drawn, *self.target(clean, lead_mask, seen, visible))
 
     def forward(self, batch):
         signal, lead_mask = batch["signal"], batch["lead_mask"]
         clean, corrupted, seen = self.view(signal, lead_mask)
-        visible, _ = self.hide(len(signal), signal.shape[2] // self.encoder.patch, signal.device)
-        loss = self.drawing_loss(self.encoder(corrupted, seen, visible), clean, lead_mask, seen, visible)
+        patches = signal.shape[2] // self.encoder.patch
+        visible, _ = self.hide(len(signal), patches, signal.device)
+        drawn = self.decode(self.encoder(corrupted, seen, visible), visible, patches)
+        loss = self.drawing_loss(drawn, clean, lead_mask, seen, visible)
         return {"mae": loss, "loss": loss}
 
     def _by_lead(self, patches):

@@ -13,20 +13,13 @@ the visible patches of the corrupted one (their code alters neither). The code o
 ten patches, with a predictor of half the encoder's width and all its depth; ours is shallower.
 """
 
-import copy
-
-import torch
-
 from .base import given
 from .decoder import Masked
-from .losses import common_share, latent_loss
+from .teacher import Taught
 
 
-class JEPA(Masked):
-    """Joint-embedding predictive architecture.
-
-    The teacher is no parameter of the optimiser, moves in `after_step`, and is saved with the heads. The log has `common` beside the loss,
-    the share of the targets that one vector explains: a loss that falls because this rises has learnt nothing.
+class JEPA(Taught, Masked):
+    """Joint-embedding predictive architecture. The log has `common` beside the loss, see `Taught`.
 
     Args:
         encoder: a `SiT`.
@@ -53,26 +46,13 @@ class JEPA(Masked):
         gain=0.2,
     ):
         super().__init__(encoder, encoder.width, **given(locals()))
-        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.teacher.eval()
-        return self
+        self.teach()
 
     def forward(self, batch):
         signal, lead_mask = batch["signal"], batch["lead_mask"]
         patches = signal.shape[2] // self.encoder.patch
         clean, corrupted, seen = self.view(signal, lead_mask)
         visible, hidden = self.hide(len(signal), patches, signal.device)
-        with torch.no_grad():
-            target = self.teacher(clean, lead_mask)[:, self.encoder.cls is not None :]
         predicted = self.decode(self.encoder(corrupted, seen, visible), visible, patches)
-        places = hidden[..., None].expand(-1, -1, self.encoder.width)
-        target = target.gather(1, places)
-        return {"common": common_share(target), "loss": latent_loss(predicted.gather(1, places), target)}
-
-    @torch.no_grad()
-    def after_step(self, step, steps):
-        momentum = self.momentum + (1 - self.momentum) * step / steps
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum)
+        loss, common = self.latent_losses(predicted, clean, lead_mask, hidden)
+        return {"common": common, "loss": loss}
