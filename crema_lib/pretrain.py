@@ -17,8 +17,8 @@ from .sit import SiT
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
     "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature", "contrasted", "projected",
-    "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup", "precision",
-    "accumulate", "recompute", "shard", "compile", "device",
+    "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup",
+    "precision", "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature",

@@ -23,7 +23,7 @@ from . import objectives, weights
 from .data import splits
 from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
-from .data.records import _canonical
+from .data.records import canonical
 from .data.store import EcgStore, to_steps
 from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
@@ -276,7 +276,7 @@ def _from_arrays(encoder, source, fs, leads, unit):
             raise CremaError(f"recording {i} has shape {signal.shape}, which does not fit {len(leads)} lead names: give (leads, samples)")
         if np.isinf(signal).any():
             raise CremaError(f"recording {i} holds infinite values: write NaN where a sample is missing")
-        record = _canonical(str(i), signal * np.float32(MV_PER_UNIT[unit]), leads, float(fs), {})
+        record = canonical(str(i), signal * np.float32(MV_PER_UNIT[unit]), leads, float(fs), {})
         found = record.flags + screen(record)
         cut, valid = crop_or_pad(condition(record.signal, fs, fs_out=encoder.fs, band=encoder.band), samples)
         ready.append(to_steps(cut)[0])

@@ -10,8 +10,9 @@ import pytest
 import scipy.io
 import wfdb
 
+from crema_lib.data import tables
 from crema_lib.data.leads import LEADS, lead_index
-from crema_lib.data.records import parse_age, parse_sex, read, read_csv, read_hdf5
+from crema_lib.data.records import parse_age, parse_sex, read, read_hdf5
 from crema_lib.errors import CremaError
 
 SPELLINGS = ["V6", "MDC_ECG_LEAD_AVR", "avl", "DI", "lead II", "v1", "V2", "ecg_v3", "V4", "aVF", "iii", "V5"]
@@ -258,7 +259,7 @@ def table(folder, columns, name="mine"):
 def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
     mv = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)
     path = table(tmp_path, {"time": np.arange(500) / 250, "V2 [uV]": 1000 * mv[0], "lead II (mV)": mv[1], "note": "x", "DI": mv[2]})
-    record = read_csv(path, unit="mV")
+    record = tables.read(path, unit="mV")
     assert record.fs == 250 and record.name == "mine"
     one, two = mv[2], mv[1]
     for lead, expected in {"I": one, "II": two, "V2": mv[0], "III": two - one, "aVF": two - one / 2}.items():
@@ -266,12 +267,12 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
     assert record.lead_mask.tolist() == [lead in ("I", "II", "III", "aVR", "aVL", "aVF", "V2") for lead in LEADS]
     assert "missing:V1" in record.flags
     holes = table(tmp_path, {"I": [0.1, None, 0.3, 0.2]}, "holes")
-    assert np.isnan(read_csv(holes, fs=100, unit="mV").signal[0]).tolist() == [False, True, False, False]
-    assert read_csv(path, fs=250, unit="mV").fs == 250
+    assert np.isnan(tables.read(holes, fs=100, unit="mV").signal[0]).tolist() == [False, True, False, False]
+    assert tables.read(path, fs=250, unit="mV").fs == 250
     twice = tmp_path / "twice.csv"
     twice.write_text("I,II,V1,II\n" + "0,1,2,3\n" * 900)
     with pytest.raises(CremaError, match="lead II is given twice"):
-        read_csv(twice, fs=100, unit="mV")
+        tables.read(twice, fs=100, unit="mV")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
 )
 def test_a_table_that_cannot_be_used(tmp_path, columns, given, sentence):
     with pytest.raises(CremaError, match=sentence):
-        read_csv(table(tmp_path, columns), **given)
+        tables.read(table(tmp_path, columns), **given)
 
 
 @pytest.mark.parametrize(("separator", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", "."), ("\t", ",")])
@@ -302,21 +303,23 @@ def test_separators_and_decimal_marks(tmp_path, separator, decimal):
     for encoding in ("utf-8", "utf-8-sig"):  # the latter as spreadsheets write it
         columns = {"I (µV)": 1000 * mv[0], "note, of ours": 0, "II": mv[1], "time": np.arange(300) / 250}
         pd.DataFrame(columns).to_csv(path, sep=separator, decimal=decimal, index=False, encoding=encoding)
-        record = read_csv(path, unit="mV")
+        record = tables.read(path, unit="mV")
         assert record.fs == 250
         np.testing.assert_allclose(record.signal[:2], mv, atol=1e-6)
     pd.DataFrame({"I": mv[0]}).to_csv(path, sep=separator, index=False)
-    np.testing.assert_allclose(read_csv(path, 250, "mV").signal[0], mv[0], atol=1e-6)
+    np.testing.assert_allclose(tables.read(path, 250, "mV").signal[0], mv[0], atol=1e-6)
     rows = [separator.join(["I", "II"])] + [separator.join([f'"{i}"', str(a), str(b)]) for i, (a, b) in enumerate(mv.T, 1)]
     path.write_text("\n".join(rows).replace(".", decimal))
-    np.testing.assert_allclose(read_csv(path, 250, "mV").signal[:2], mv, atol=1e-6, err_msg="row numbers without a name, as R writes them")
+    np.testing.assert_allclose(
+        tables.read(path, 250, "mV").signal[:2], mv, atol=1e-6, err_msg="row numbers without a name, as R writes them"
+    )
 
 
 @pytest.mark.parametrize("text", ["I\n0,1\n0,2\n", "I,II\n0,1,0,2\n0,2,0,3\n", "I,II\n1,2,\n3,4,\n"])
 def test_rows_that_would_shift_the_leads_are_told(tmp_path, text):
     (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(CremaError, match="have more cells than there are names: with decimal commas, separate by semicolons"):
-        read_csv(tmp_path / "mine.csv", 100, "mV")
+        tables.read(tmp_path / "mine.csv", 100, "mV")
 
 
 @pytest.mark.parametrize("name", ["note.txt", "a.npy", "t.tsv", "a.mat", "lonely.dat"])
@@ -328,4 +331,4 @@ def test_a_file_that_is_neither_is_told(tmp_path, name):
 
 def test_a_table_that_is_not_there(tmp_path):
     with pytest.raises(CremaError, match=r"record none: .* is no table of numbers"):
-        read_csv(tmp_path / "none.csv", fs=100, unit="mV")
+        tables.read(tmp_path / "none.csv", fs=100, unit="mV")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import __version__, paths
 from ..errors import CremaError
-from . import records
+from . import records, tables
 from .leads import LEADS
 from .sources import rows_of, rows_of_files
 from .store import MV_PER_STEP, StoreWriter, to_steps
@@ -146,7 +146,7 @@ def prepare(
         source: folder, or a list of files and folders; None: where the manifest finds `name`.
         out: folder of the store; None: `store_path(name, fs, seconds)`.
         fs, seconds, band: as in `condition`; longer recordings give their middle, shorter ones are padded at the end.
-        unit, rate: unit and sampling rate (Hz) of recordings that name none (see `records.read`, `records.read_csv`).
+        unit, rate: unit and sampling rate (Hz) of recordings that name none (see `records.read`, `tables.read`).
         workers: processes, as parsing headers holds the interpreter lock; None: one a core, and one for a few records. The result does
             not depend on it.
         progress: show a bar.
@@ -239,7 +239,7 @@ def _read_all(rows, unit, rate):
         try:
             if "index" not in row:
                 csv = str(row["path"]).lower().endswith(".csv")
-                yield row, records.read_csv(row["path"], rate, unit) if csv else records.read(row["path"], unit)
+                yield row, tables.read(row["path"], rate, unit) if csv else records.read(row["path"], unit)
             else:
                 while stop < len(rows) and rows[stop]["path"] == row["path"]:
                     stop += 1

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CremaError
-from . import records
+from . import records, tables
 
 PTBXL_NOISE = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
 CODE15_LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")
@@ -35,8 +35,8 @@ def rows_of(source, fs, others=None):
     adapter = next((adapters[file] for file in adapters if (source / file).is_file()), None)
     rows, rest = (adapter(source, fs), []) if adapter else _any(source)
     if not rows:
-        tables = [path for path in rest if path.suffix.lower() == ".csv"]
-        seen = f"; {tables[0].name} begins with {records.shown(tables[0])}" if tables else ""
+        sheets = [path for path in rest if path.suffix.lower() == ".csv"]
+        seen = f"; {sheets[0].name} begins with {tables.shown(sheets[0])}" if sheets else ""
         raise CremaError(
             f"{source} holds no recordings: expected WFDB (*.hea), CSV tables with a column a lead, or CODE-15% files (*.hdf5 with "
             f"exams.csv){seen}"
@@ -191,7 +191,7 @@ def _any(source):
     labels = [path for path in (source / "labels.csv", source.parent / "labels.csv") if path.is_file() and _has(path, columns)][:1]
     codes = _csv(labels[0], columns, "record").to_dict("index") if labels else {}
     headers = {path.with_suffix("") for path in files if path.suffix == ".hea"}
-    found = sorted(path for path in files if path.suffix == ".hea" or (path.suffix.lower() == ".csv" and records.has_leads(path)))
+    found = sorted(path for path in files if path.suffix == ".hea" or (path.suffix.lower() == ".csv" and tables.has_leads(path)))
     unique = len({path.stem for path in found}) == len(found)
     rows = []
     for path in found:

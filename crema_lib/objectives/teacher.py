@@ -1,6 +1,6 @@
 """What objectives share whose targets are features: a teacher, the slowly moving copy of the encoder that makes them.
 
-    teacher <- m teacher + (1 - m) encoder   after each step,   m from `momentum` linearly to 1 over the run (Assran et al. 2023)
+teacher <- m teacher + (1 - m) encoder   after each step,   m from `momentum` linearly to 1 over the run (Assran et al. 2023)
 """
 
 import copy
