@@ -17,6 +17,7 @@ from .metrics.bootstrap import Interval
 from .objectives import CRMAE
 from .paths import home, resolve
 from .precision import check_device
+from .pretrain import seeded
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
 _last_start = {}
@@ -186,6 +187,19 @@ def checkpoint(p):
         raise CremaError(f"no pretrained model in {path}: run the chapter on pretraining first, or give the parameter checkpoint")
     print(f"No model of this profile and seed yet (chapter 03 makes it): {stand_ins[0].name} from weights/ stands in.")
     return stand_ins[0]
+
+
+def checkpoints(p):
+    """Folders of the pretrained models of all seeds: dict seed -> folder, that of `checkpoint` first, then those of the further runs.
+
+    A run that chapter 03 has not made is left out, with a line that says so.
+    """
+    found = {p.seed: checkpoint(p)}
+    found |= {seed: own.run_dir / "pretrain" / "model" for seed, own in seeded(p).items() if seed != p.seed}
+    absent = [seed for seed, folder in found.items() if not (folder / "config.json").is_file()]
+    if absent:
+        print(f"Not pretrained here and left out: seed {', '.join(map(str, absent))} (chapter 03 makes them)")
+    return {seed: folder for seed, folder in found.items() if seed not in absent}
 
 
 def _named(folder):

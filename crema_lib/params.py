@@ -85,7 +85,7 @@ SCHEMA = {
         Parameter("shard", bool, "share weights, gradients and optimiser states among several processes, where memory is short"),
         Parameter("compile", bool, "torch.compile the objective: pays in runs of many minutes"),
         Parameter("checkpoint", str, "folder of a pretrained model, '' for what the pretraining chapter made"),
-        Parameter("reruns", list, "folders of the same pretraining with the seeds that follow", empty=True),
+        Parameter("pretrainings", int, "runs of pretraining, with seeds SEED, SEED + 1, ...", 1, 100),
         Parameter("checkpoints", list, "further pretrained models, each NAME=FOLDER", empty=True),
         Parameter("readout", str, "how tokens become one embedding", choices=("mean", "cls", "layers", "moments")),
         Parameter("tasks", list, "label sets to probe", choices=("all", "diag", "sub", "super", "form", "rhythm", "shared", "sex")),

@@ -80,6 +80,13 @@ def new_objective(p, store, rows):
     return build(p.objective, new_encoder(p, store, rows), **chosen)
 
 
+def seeded(p):
+    """Parameters of each of the `p.pretrainings` runs of one setting: dict seed -> namespace, the first `p` itself, the others with a
+    folder of their own in `p.run_dir`."""
+    further = range(p.seed + 1, p.seed + p.pretrainings)
+    return {p.seed: p} | {seed: SimpleNamespace(**{**vars(p), "seed": seed, "run_dir": p.run_dir / f"seed-{seed}"}) for seed in further}
+
+
 def pretrain(p, store, *, progress=True):
     """Pretrain on folds 1 to 8 of a store.
 

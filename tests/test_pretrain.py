@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from crema_lib import bookbuild, objectives, params
+from crema_lib import bookbuild, notebook, objectives, params
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import TRAIN
 from crema_lib.embeddings import embed_store
 from crema_lib.objectives import CRMAE
 from crema_lib.objectives.cr_mae import CONTRASTED, REGULARISERS, SCHEDULES
-from crema_lib.pretrain import OPTIONS, PARAMETERS, lead_scale, new_encoder, pretrain, unused
+from crema_lib.pretrain import OPTIONS, PARAMETERS, lead_scale, new_encoder, pretrain, seeded, unused
 from crema_lib.probes.linear import probe_task
 from crema_lib.sit import SiT
 
@@ -50,6 +50,21 @@ def test_same_profile_and_seed_same_metrics(store, tmp_path):
         values.append((result.macro("m"), result.per_label["m"].tolist()))
     assert values[0] == values[1]
     assert values[0] != values[2]
+
+
+def test_further_runs_are_of_further_seeds_and_the_next_chapter_finds_them(store, tmp_path, capsys):
+    p = parameters(tmp_path, seed=3, pretrainings=3, width=24, depth=1, epochs=1, batch_size=64, checkpoint="")
+    runs = seeded(p)
+    assert list(runs) == [3, 4, 5] and runs[3] is p and [runs[seed].seed for seed in runs] == list(runs)
+    models = [pretrain(runs[seed], store, progress=False)[0] for seed in (3, 4)]
+    x = store.read([0, 1])
+    assert not torch.equal(*(model.eval().encoder.features(x) for model in models))
+    found = notebook.checkpoints(p)
+    assert list(found) == [3, 4] and capsys.readouterr().out == "Not pretrained here and left out: seed 5 (chapter 03 makes them)\n"
+    for folder, model in zip(found.values(), models, strict=True):
+        assert torch.equal(objectives.load(folder).eval().encoder.features(x), model.encoder.features(x))
+    alone = pretrain(parameters(tmp_path / "alone", seed=4, width=24, depth=1, epochs=1, batch_size=64), store, progress=False)[0]
+    assert torch.equal(alone.eval().encoder.features(x), models[1].encoder.features(x)), "a further run is the run of its seed"
 
 
 def test_what_is_saved_is_what_was_trained(store, tmp_path):
@@ -96,4 +111,4 @@ def test_the_regulariser_reaches_the_model(store, tmp_path):
 
 def test_the_chapter_declares_what_pretraining_reads():
     declared = set(bookbuild.declared("book/03_pretraining.ipynb"))
-    assert declared == set(PARAMETERS) | {"profile", "out"}
+    assert declared == set(PARAMETERS) | {"profile", "out", "pretrainings"}
