@@ -27,6 +27,7 @@ from crema_lib.data import manifest
 from crema_lib.data.prepare import prepare
 from crema_lib.data.simulate import simulate, simulated_store
 from crema_lib.data.store import TEST, TRAIN, VALID
+from crema_lib.embeddings import BATCH as AT_ONCE
 from crema_lib.embeddings import embed_files, embed_store
 from crema_lib.engine import Training
 from crema_lib.objectives import build
@@ -53,7 +54,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder, self.rows, self.peak = options, Path(folder), [], None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        self.precision = options.precision or cost.fast_precision(self.device)
+        self.precision = options.precision = options.precision or cost.fast_precision(self.device)  # that of the processes it starts, too
         self.records = options.records or (8192 if self.device == "cuda" else 512)
 
     def batch(self, size):
@@ -182,11 +183,11 @@ def networks(bench):
     o = bench.options
     for fs, size in itertools.product(o.rates, o.sizes):
         store, batch = bench.store(fs), bench.batch(size)
-        at_once = batch if bench.device == "cuda" else 32  # several batches for each thread, else cores would wait
-        some = range(min(len(store), 4 * at_once * torch.get_num_threads()))
+        some = range(min(len(store), 4 * AT_ONCE[bench.device] * torch.get_num_threads()))  # several for each thread, else cores would wait
         encoder = SiT.of_size(size, fs=fs, patch=PATCH[fs]).to(bench.device)
-        embed = functools.partial(embed_store, encoder, store, some, batch_size=at_once, device=bench.device)
-        rates = [len(some) / cost.timed(embed, bench.device) for _ in range(o.rounds)]
+        embed = functools.partial(embed_store, encoder, store, some, device=bench.device)
+        with matmul_precision("highest"):  # torch's own setting, as a user has it
+            rates = [len(some) / cost.timed(embed, bench.device) for _ in range(o.rounds)]
         bench.add("ECG/s", f"embedding, {fs} Hz", size, median_of(rates), o.rounds)
         model = finetune.Classifier(encoder, columns={"all": [str(i) for i in range(71)]}).to(bench.device)
         training = Training(batch_size=batch, precision=bench.precision, device=bench.device, compile=o.compile)

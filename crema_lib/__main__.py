@@ -162,8 +162,8 @@ def _pretrain(args):
     if args.objective:
         chosen["objective"] = params.parse("objective", args.objective)
     p = SimpleNamespace(**params.load_profile(args.profile) | chosen)
-    if wrong := [name for name in unused(p.objective) if name in chosen]:
-        has = [name for name in OPTIONS if name not in unused(p.objective)]
+    if wrong := [name for name in unused(p.objective, p.latent_weight) if name in chosen]:
+        has = [name for name in OPTIONS if name not in unused(p.objective, p.latent_weight)]
         raise CremaError(f"the objective {p.objective} has no {wrong[0]}: it has {', '.join(has)}")
     p.run_dir = resolve(args.out or f"_runs/{p.profile}-{p.objective}-s{p.seed}")
     process = PartialState(cpu=p.device == "cpu")

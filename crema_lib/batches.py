@@ -37,7 +37,7 @@ class Batches:
         self.store, self.rows, self.batch_size, self.seed = store, np.asarray(rows), batch_size, seed
         self.device = torch.device(device)
         self.targets = None if targets is None else torch.as_tensor(targets)
-        self.leads = slice(None) if leads is None else leads
+        self.leads = slice(None) if leads is None else torch.as_tensor(leads, device=self.device)
         self.rank, self.shape = rank, (parts, world, -1)
         if batch_size < 1 or batch_size % (parts * world):
             raise CremaError(
@@ -101,5 +101,6 @@ class Batches:
         return found
 
     def _fetch(self, rows):
+        self.store.check_size()
         found = torch.from_numpy(self.store.signals[rows]), torch.from_numpy(self.store.lead_mask[rows])
         return [values.pin_memory() for values in found] if self.device.type == "cuda" else found

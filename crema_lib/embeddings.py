@@ -19,6 +19,7 @@ from .data.prepare import implausible, prepare
 from .data.store import MV_PER_STEP, check_fits
 from .errors import CremaError
 
+BATCH = {"cpu": 32, "cuda": 512}  # recordings at once
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,7 +65,7 @@ def read_out(encoder, signal, lead_mask, readouts):
 
 
 def embed_store(
-    encoder, store, rows=None, *, readout="mean", leads=None, precision="no", batch_size=32, device="cpu", cache=None, progress=False
+    encoder, store, rows=None, *, readout="mean", leads=None, precision="no", batch_size=None, device="cpu", cache=None, progress=False
 ):
     """Features of the records of a store from a frozen encoder (eval mode, no gradient).
 
@@ -73,7 +74,8 @@ def embed_store(
             the last norm; or "tokens" for all patch tokens after it; or a list of readouts, which then come from one pass.
         leads: names of the leads that the encoder is shown, None for all; the others are zero and marked as missing. See
             `data.leads.SUBSETS`. precision: of the matrix products, "no" for single, "bf16" or "fp16", which move a feature by a
-            thousandth of its deviation (root mean square, SiT-xs). batch_size: larger ones are slower on a CPU, whose cache they leave.
+            thousandth of its deviation (root mean square, SiT-xs). batch_size: None for `BATCH`; larger ones are slower on a CPU, whose
+            cache they leave.
         cache: folder of computed features, or None. A file there is named after the encoder's fingerprint, the data, the readout, the
             rows and the leads; it is written whole or not at all, and four records are computed again before it is trusted.
 
@@ -94,6 +96,7 @@ def embed_store(
     if not len(rows):
         raise CremaError("there is no record to embed")
     pick = [list(store.meta["leads"]).index(lead) for lead in encoder.leads]
+    batch_size = batch_size or BATCH[torch.device(device).type]
     shown = _shown(encoder, leads)
     lead_mask = store.lead_mask[:, pick] & shown
     if leads is not None and (none := int((~lead_mask[rows].any(1)).sum())):

@@ -106,10 +106,11 @@ def parameter_groups(module, weight_decay):
 
 
 @contextlib.contextmanager
-def recomputed(encoder, again=contextlib.nullcontext):
+def recomputed(encoder, again=None):
     """Within it, the transformer blocks of an encoder keep their inputs alone for the backward pass (Chen et al. 2016, arXiv 1604.06174).
 
-    again: makes the context of the second computation; those that change torch's functions do not reach into the backward pass.
+    again: makes the context of the second computation; those that change torch's functions do not reach into the backward pass. With
+        torch.compile it has to be None: there the blocks keep torch's own functions.
 
     Raises:
         CremaError: the encoder has no `blocks`.
@@ -117,9 +118,9 @@ def recomputed(encoder, again=contextlib.nullcontext):
     blocks = getattr(encoder, "blocks", ())
     if not len(blocks):
         raise CremaError(f"recompute is for transformer blocks, and this {type(encoder).__name__} has none: leave it off")
+    contexts = {} if again is None else {"context_fn": lambda: (contextlib.nullcontext(), again())}
     for block in blocks:
-        contexts = lambda: (contextlib.nullcontext(), again())  # noqa: E731
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **contexts)
     try:
         yield
     finally:
@@ -149,6 +150,13 @@ def prepared(accelerator, module, groups, training):
     if training.shard:  # for accelerate as if it were not trained: it would put it into DistributedDataParallel
         return module, accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimiser)
     return module, *accelerator.prepare(module, optimiser)
+
+
+def released(module):
+    """Take off a module what accelerate left on it: another run of it, or its own use, would keep this run's precision and device."""
+    if vars(module).pop("_original_forward", None) is not None:
+        del module.forward
+    vars(module).pop("_is_accelerate_prepared", None)
 
 
 def identity_of(module, store, rows, targets, training, steps, world):
@@ -183,7 +191,7 @@ def snapshot(accelerator, module, optimiser, companion, progress):
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "companion": companion.state_dict() if companion is not None else None,
         "generators": parallel.of_all(generators()),
-        **progress,
+        **json.loads(json.dumps(progress, default=float)),  # NumPy's numbers, say of a companion, could not be read back
     }
 
 
@@ -221,11 +229,18 @@ def restore(out, store, module, optimiser, scaler, identity, companion):
     return state["step"], state["log"], state.get("losses", []), state.get("notes", {})
 
 
+def check_together(out, step, identity):
+    """Raise CremaError unless all processes go on from one step of one run: they would share gradients of different weights."""
+    steps, identities = zip(*parallel.of_all((step, identity)), strict=True)
+    if len(set(steps)) > 1 or any(one != identity for one in identities):
+        raise CremaError(f"the processes do not see one run in {out} (steps {list(steps)}): give a folder and data that all of them share")
+
+
 def gradients(accelerator, model, forward, batch, parts):
     """Forward and backward of a batch in equal parts: the mean loss of the parts, on the device; processes meet in the last part."""
     total = {}
     for i in range(parts):
-        part = {name: values.chunk(parts)[i] for name, values in batch.items()}
+        part = {name: values.chunk(parts)[i] for name, values in batch.items() if name != "row"}  # which is for the host
         with contextlib.nullcontext() if i == parts - 1 else accelerator.no_sync(model):
             losses = forward(part)
             accelerator.backward(losses["loss"] / parts)
@@ -318,29 +333,30 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
     identity = identity_of(module, store, rows, targets, training, steps, world) | (recipe or {})
     after_step = getattr(trained, "after_step", None)
     with contextlib.ExitStack() as stack:
+        stack.callback(released, trained)
         parallel.by_main(lambda: stack.enter_context(checkpoints.lock(out)))
         stack.enter_context(matmul_precision(training.matmul))
         attend = functools.partial(attention, training.precision, accelerator.device)
         stack.enter_context(attend())
         if training.recompute:
-            stack.enter_context(recomputed(trained.encoder, attend))
+            stack.enter_context(recomputed(trained.encoder, None if training.compile else attend))
         asked = stack.enter_context(checkpoints.signals())
         step, entries, losses, notes = restore(out, store, trained, optimiser, accelerator.scaler, identity, companion)
+        check_together(out, step, identity)
         parallel.by_main(write_log, out, entries, "w")  # without what came after the checkpoint
         model.train()
         forward = torch.compile(model) if training.compile else model
         bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not (progress and accelerator.is_main_process))
         stack.enter_context(bar)
         began, since, recent = time.perf_counter() - (entries[-1]["seconds"] if entries else 0), (time.perf_counter(), step), []
-        saved = time.perf_counter()
+        saved, stop = time.perf_counter(), False
         while step < steps:
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * cosine(step, steps, training.warmup)
             recent.append(gradients(accelerator, model, forward, batches[step], training.accumulate))
-            if training.clip:
-                norm = accelerator.clip_grad_norm_(model.parameters(), training.clip)
-                if accelerator.scaler is None:  # else a step with too large a gradient is left out, and the scale is lowered
-                    recent[-1]["gradient"] = sharding.whole(norm).to(accelerator.device)
+            norm = accelerator.clip_grad_norm_(model.parameters(), training.clip or math.inf)
+            if accelerator.scaler is None:  # else a step with too large a gradient is left out, and the scale is lowered
+                recent[-1]["gradient"] = sharding.full(norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             step += 1
@@ -379,7 +395,7 @@ def fit(module, store, rows, training, out, *, targets=None, groups=None, compan
                 break
     if trained is not module:
         module.load_state_dict(sharding.whole(trained.state_dict()))
-    if asked or step < steps:
+    if stop or (asked and world == 1):  # of several processes all, or none
         number = asked[0] if asked else signal.SIGTERM  # that came to another process
         name = signal.Signals(number).name
         raise Stopped(f"stopped by {name} after step {step} of {steps}: the checkpoint is saved, start the run again to go on", number)

@@ -5,6 +5,7 @@ One network learns all tasks at once, one output a label; a record that a task l
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -232,10 +233,11 @@ class EarlyChoice:
     @torch.no_grad()
     def __call__(self, step, steps):
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, now in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-            else:
+        pairs = list(zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True))
+        means, nows = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(means, nows, 1 - decay)
+        for mean, now in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(now)
         if step * self.times // steps == (step - 1) * self.times // steps:
             return None
@@ -342,7 +344,8 @@ def finetune(
     torch.manual_seed(training.seed)
     model = Classifier(encoder, columns=columns, **options)
     training = dataclasses.replace(training, batch_size=min(training.batch_size, len(rows)))
-    device = "cuda" if torch.cuda.is_available() and training.device != "cpu" else "cpu"
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # of several processes each has a GPU
+    device = own if torch.cuda.is_available() and training.device != "cpu" else "cpu"
     model.to(device)
     if probe_first and not checkpoints.found(out):
         start_from_probe(model, store, targets, rows, valid, device)

@@ -51,9 +51,11 @@ def new_encoder(p, store, rows):
     )  # fmt: skip
 
 
-def unused(objective):
-    """Those parameters of `OPTIONS` that an objective does not have, in order: whatever they are, its runs are the same."""
-    return [name for name in OPTIONS if name not in options(objective)]
+def unused(objective, latent_weight=0.0):
+    """Those parameters of `OPTIONS` that an objective has no use for, in order: whatever they are, its runs are the same. What CR-MAE
+    makes of momentum hangs on `latent_weight`: without latents it has no teacher."""
+    known = set(options(objective)) - ({"momentum"} if objective == "cr_mae" and not latent_weight else set())
+    return [name for name in OPTIONS if name not in known]
 
 
 def variant(p, objective, seed, **changed):
@@ -62,7 +64,8 @@ def variant(p, objective, seed, **changed):
     Raises:
         CremaError: a change that would change nothing: of an option that the objective does not have, or of data that are open already.
     """
-    if idle := [name for name in changed if name in (*unused(objective), "data", "records", "fs", "seconds")]:
+    idle = unused(objective, changed.get("latent_weight", getattr(p, "latent_weight", 0.0)))
+    if idle := [name for name in changed if name in (*idle, "data", "records", "fs", "seconds")]:
         raise CremaError(f"a run of {objective} is the same whatever {idle[0]} is: leave it out")
     folder = "-".join([objective, f"s{seed}", *(f"{name}-{value}" for name, value in changed.items())])
     own = {"objective": objective, "seed": seed, "epochs": p.objective_epochs, "run_dir": p.run_dir / "objectives" / folder}

@@ -49,9 +49,14 @@ def sharded(module, groups, device):
     return shared, [{**group, "params": [own[id(p)] for p in group["params"]]} for group in groups]
 
 
+def full(value):
+    """A tensor, gathered where it is shared, on its device; every process has to call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def whole(state):
     """A nested state with its shared tensors gathered, one after another, to the CPU; every process has to call it."""
-    return recursively_apply(lambda value: value.full_tensor().cpu(), state, test_type=lambda value: isinstance(value, DTensor))
+    return recursively_apply(lambda value: full(value).cpu(), state, test_type=lambda value: isinstance(value, DTensor))
 
 
 def share(value, like):

@@ -238,6 +238,27 @@ def test_a_run_whose_store_changed_keeps_its_checkpoint(tmp_path, store, monkeyp
     assert found(tmp_path / "run")[-1].name == "00000006"
 
 
+def test_a_store_that_is_cut_short_under_a_run(tmp_path, store, monkeypatch):
+    """Without the sentence this test would not fail but die, of a bus error."""
+    shutil.copytree(store.path, tmp_path / "store")
+    signals, real, seen = tmp_path / "store" / "signals.i16", CRMAE.forward, []
+
+    def forward(self, batch):
+        seen.append(1)
+        if len(seen) == 4:
+            os.truncate(signals, 4096)
+        return real(self, batch)
+
+    monkeypatch.setattr(CRMAE, "forward", forward)
+    with pytest.raises(CremaError, match=r"store was changed while it was read: signals.i16 is cut short"):
+        train(tmp_path / "store", tmp_path / "run", epochs=2, checkpoint_every=3)
+    assert len(seen) == 4 and [folder.name for folder in found(tmp_path / "run")] == ["00000003"]
+    opened = EcgStore(store.path)
+    monkeypatch.setattr(opened, "path", tmp_path / "store")
+    with pytest.raises(CremaError, match="cut short"):
+        opened.read([0])
+
+
 # --- killed at any moment
 
 

@@ -186,7 +186,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(store, tmp_path, monkey
 def test_notes_of_a_companion_survive_a_kill(store, tmp_path, monkeypatch):
     class Companion:
         def __call__(self, step, steps):
-            return {"valid": float(step)} if step == 4 else None
+            return {"valid": np.float64(step)} if step == 4 else None  # a number that torch.load refuses
 
         def state_dict(self):
             return {}
@@ -271,6 +271,14 @@ def test_a_compiled_run_goes_on_too(store, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path / "again", Mean(), compile=True, **options)
     assert torch.equal(run(store, tmp_path / "again", Mean(), compile=True, **options)[0], whole)
+
+
+def test_compiled_and_recomputed(store, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    plain, _ = run(store, tmp_path / "plain", Mean(), epochs=0.4)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # which traces the backward pass, too
+    both, _ = run(store, tmp_path / "both", Mean(), epochs=0.4, compile=True, recompute=True)
+    torch.testing.assert_close(both, plain, rtol=0, atol=1e-4)
 
 
 def test_fp16_on_a_cpu_says_that_it_is_single_precision(store, tmp_path):
@@ -379,13 +387,13 @@ class Steep(torch.autograd.Function):
         return slope * torch.inf
 
 
-@pytest.mark.parametrize("checkpoint_every", [6, 100])
-def test_a_gradient_that_is_not_finite_is_told_of_its_own_batch(store, tmp_path, checkpoint_every):
+@pytest.mark.parametrize(("checkpoint_every", "clip"), [(6, 1.0), (100, 1.0), (100, 0.0)])
+def test_a_gradient_that_is_not_finite_is_told_of_its_own_batch(store, tmp_path, checkpoint_every, clip):
     m, Spoilt.calls = model(), 0
     m.__class__, m.spoil = type("Steeper", (Spoilt,), {}), lambda module, losses: Steep.apply(losses["loss"])
     records = ", ".join(store.table["record"].iloc[Batches(store, np.arange(40), 8, 0)[5]["row"].numpy()])
     with pytest.raises(CremaError, match=rf"the gradient is (nan|inf) at step 6 \(records {records}\): lower lr or mend them; there is no"):
-        run(store, tmp_path, m, checkpoint_every=checkpoint_every)
+        run(store, tmp_path, m, checkpoint_every=checkpoint_every, clip=clip)
 
 
 def test_weights_that_are_not_finite_are_not_saved(store, tmp_path):
@@ -447,6 +455,12 @@ def test_a_notebook_may_change_the_precision(store, tmp_path):
     half, exact = (run(store, tmp_path / name, Mean(), precision=name, epochs=0.4)[0] for name in ("bf16", "no"))
     assert not torch.equal(half, exact)
     assert torch.allclose(half, exact, atol=1e-2)
+    used, fresh = Mean(), Mean()
+    run(store, tmp_path / "first", used, precision="bf16", epochs=0.2)
+    fresh.load_state_dict(used.state_dict())
+    again, alone = (run(store, tmp_path / name, m, epochs=0.4)[0] for name, m in (("used", used), ("fresh", fresh)))
+    assert torch.equal(again, alone), "a module that was trained in half precision goes on in single precision when asked to"
+    assert "forward" not in vars(used)
 
 
 @pytest.mark.parametrize("tokens", [7, PlainAttention.most + 1])

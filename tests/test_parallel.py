@@ -147,6 +147,21 @@ def test_a_signal_to_one_of_two_stops_both_at_the_same_step(store, tmp_path, pai
     assert [error.status for error in results] == [143] * 2
     weights, _ = together(train, store.path, tmp_path, {"log_every": 4})[0]
     assert all(np.array_equal(weights[name], value) for name, value in pair[0][0].items())
+    results = together(train, store.path, tmp_path / "last", {"log_every": 4, "checkpoint_every": 100}, None, 9)
+    assert [str(error).split(":")[0] for error in results] == ["stopped by SIGTERM after step 10 of 10"] * 2
+
+
+def _apart(path, out, *args):
+    return train(path, out / os.environ["RANK"], *args)
+
+
+def test_processes_that_do_not_see_one_folder_are_told(store, tmp_path):
+    stopped = together(_apart, store.path, tmp_path, (), None, 5)
+    assert [str(error).split(":")[0] for error in stopped] == ["stopped by SIGTERM after step 6 of 10"] * 2
+    results = together(_apart, store.path, tmp_path)
+    assert all(
+        isinstance(error, CremaError) and "do not see one run in" in str(error) and "(steps [6, 0])" in str(error) for error in results
+    )
 
 
 def test_what_is_refused_is_refused_by_both(store, tmp_path):

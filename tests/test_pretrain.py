@@ -95,7 +95,7 @@ def test_an_objective_gets_those_parameters_that_it_has():
     assert set(OPTIONS) < set(PARAMETERS) < set(params.SCHEMA)
     for name, known in {"regulariser": REGULARISERS, "contrast_schedule": SCHEDULES, "contrasted": CONTRASTED}.items():
         assert params.SCHEMA[name].choices == tuple(known)
-    assert unused("cr_mae") == [] and "momentum" not in unused("jepa")
+    assert unused("cr_mae") == ["momentum"] and unused("cr_mae", 0.5) == [] and "momentum" not in unused("jepa")
     weighted, read = ["contrast_weight", "contrast_schedule", "regulariser"], ["contrasted", "projected", "latent_weight"]
     assert unused("mae") == [*weighted, "temperature", *read, "momentum"]
     masked = ["mask_ratio", "block", "decoder_width", "decoder_depth"]

@@ -146,6 +146,21 @@ class EcgStore:
         if changed:
             raise CremaError(f"the data set {self.path} was changed while a run was using it: put it back, or start the run anew")
 
+    def check_size(self):
+        """Make sure that the signals are all there: to read a memory map of a file that was cut short kills the process.
+
+        Raises:
+            CremaError: they are not.
+        """
+        try:
+            found = (self.path / "signals.i16").stat().st_size
+        except OSError:  # taken away: what is mapped can still be read
+            return
+        if found < self.signals.nbytes:
+            raise CremaError(
+                f"the data set {self.path} was changed while it was read: signals.i16 is cut short. Put it back, or prepare it again"
+            )
+
     def __len__(self):
         return len(self.table)
 
@@ -153,6 +168,7 @@ class EcgStore:
         """Signals of some rows as a float32 tensor (n, 12, samples) in mV."""
         import torch  # here, because preparing a data set needs no torch and starts in half the memory without
 
+        self.check_size()
         picked = torch.from_numpy(self.signals[np.asarray(rows)])
         return picked.to(device, non_blocking=True).to(torch.float32).mul_(MV_PER_STEP)
 

@@ -32,8 +32,8 @@ import torch
 from ..errors import CremaError
 from .base import given, projector
 from .decoder import MaskedAutoencoder
-from .losses import cmsc_nce, info_nce, masked_loss, uniformity, vicreg
-from .teacher import Taught
+from .losses import cmsc_nce, common_share, info_nce, latent_loss, masked_loss, uniformity, vicreg
+from .teacher import Taught, at
 
 __all__ = ["CONTRASTED", "CRMAE", "REGULARISERS", "SCHEDULES", "info_nce", "masked_loss"]
 
@@ -119,18 +119,19 @@ class CRMAE(Taught, MaskedAutoencoder):
         lead_mask, halves = batch["lead_mask"], self.regulariser == "cmsc"
         clean, corrupted, seen, visible, hidden = self.pair(batch["signal"], lead_mask, halves)
         layers = self.encoder(corrupted, seen, visible, self.blocks)
+        both = lead_mask.repeat(2, 1)
+        target = self.lesson(clean, both, hidden) if self.latent_weight else None
         if halves:  # from here on each half is a short record of its own
             clean, visible, hidden = self._halves(clean, visible, hidden)
-        lead_mask = lead_mask.repeat(2, 1)
         drawn, latents = self._decoded(layers[-1], visible, clean.shape[2] // self.encoder.patch)
-        losses = {"mae": self.drawing_loss(drawn, clean, lead_mask, seen, visible)}
+        losses = {"mae": self.drawing_loss(drawn, clean, both, seen, visible)}
         loss = losses["mae"]
         if self.contrast_weight:
             projected = self.projector(torch.cat(self.of_all(self._pooled(layers)))).chunk(2)
             losses["contrast"] = REGULARISERS[self.regulariser](*projected, self.temperature)
             loss = loss + self.contrast_weight * getattr(self, "strength", 1.0) * losses["contrast"]
         if self.latent_weight:
-            losses["latent"], losses["common"] = self.latent_losses(latents, clean, lead_mask, hidden)
+            losses["latent"], losses["common"] = latent_loss(at(latents, hidden), target), common_share(target)
             loss = loss + self.latent_weight * losses["latent"]
         return {**losses, "loss": loss}
 

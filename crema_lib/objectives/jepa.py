@@ -15,11 +15,15 @@ ten patches, with a predictor of half the encoder's width and all its depth; our
 
 from .base import given
 from .decoder import Masked
-from .teacher import Taught
+from .losses import common_share, latent_loss
+from .teacher import Taught, at
 
 
 class JEPA(Taught, Masked):
-    """Joint-embedding predictive architecture. The log has `common` beside the loss, see `Taught`.
+    """Joint-embedding predictive architecture.
+
+    The log has `common` beside the loss, the share of the targets that one vector explains: a loss that falls because this rises has
+    learnt nothing.
 
     Args:
         encoder: a `SiT`.
@@ -54,5 +58,5 @@ class JEPA(Taught, Masked):
         clean, corrupted, seen = self.view(signal, lead_mask)
         visible, hidden = self.hide(len(signal), patches, signal.device)
         predicted = self.decode(self.encoder(corrupted, seen, visible), visible, patches)
-        loss, common = self.latent_losses(predicted, clean, lead_mask, hidden)
-        return {"common": common, "loss": loss}
+        target = self.lesson(clean, lead_mask, hidden)
+        return {"common": common_share(target), "loss": latent_loss(at(predicted, hidden), target)}

@@ -7,7 +7,10 @@ import copy
 
 import torch
 
-from .losses import common_share, latent_loss
+
+def at(values, places):
+    """Values of some places: (batch, patches, features), int64 (batch, k) -> (batch, k, features)."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
 
 
 class Taught:
@@ -26,20 +29,13 @@ class Taught:
             self.teacher.eval()
         return self
 
-    def latent_losses(self, predicted, clean, lead_mask, hidden):
-        """`latent_loss` at hidden places against the teacher, which sees the whole clean view with all leads of the recording.
+    @torch.no_grad()
+    def lesson(self, clean, lead_mask, hidden):
+        """What the teacher makes of hidden places; it sees the whole clean view with all leads of the recording: (batch, k, width).
 
-        Args:
-            predicted: (batch, patches, width). clean: float (batch, leads, samples), mV. hidden: int64 (batch, k).
-
-        Returns:
-            (loss, common): `common` is the share of the targets that one vector explains, see `common_share`: a loss that falls because
-            this rises has learnt nothing.
+        clean: float (batch, leads, samples), mV. hidden: int64 (batch, k).
         """
-        places = hidden[..., None].expand(-1, -1, self.encoder.width)
-        with torch.no_grad():
-            target = self.teacher(clean, lead_mask)[:, self.encoder.cls is not None :].gather(1, places)
-        return latent_loss(predicted.gather(1, places), target), common_share(target)
+        return at(self.teacher(clean, lead_mask)[:, self.encoder.cls is not None :], hidden)
 
     @torch.no_grad()
     def after_step(self, step, steps):
