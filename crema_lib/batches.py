@@ -52,7 +52,7 @@ class Batches:
         if self.source == "device":
             self._signals = torch.empty(len(self.rows), *store.signals.shape[1:], dtype=torch.int16, device=self.device)
             for i in range(0, len(self.rows), 4096):
-                self._signals[i : i + 4096] = torch.from_numpy(store.signals[self.rows[i : i + 4096]])
+                self._signals[i : i + 4096] = torch.from_numpy(store.steps(self.rows[i : i + 4096]))
             self._mask = torch.from_numpy(store.lead_mask[self.rows]).to(self.device)
         if self.source == "pinned memory":
             self._reader, self._ahead = ThreadPoolExecutor(1), (None, None)
@@ -101,6 +101,5 @@ class Batches:
         return found
 
     def _fetch(self, rows):
-        self.store.check_size()
-        found = torch.from_numpy(self.store.signals[rows]), torch.from_numpy(self.store.lead_mask[rows])
+        found = torch.from_numpy(self.store.steps(rows)), torch.from_numpy(self.store.lead_mask[rows])
         return [values.pin_memory() for values in found] if self.device.type == "cuda" else found

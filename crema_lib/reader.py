@@ -24,7 +24,7 @@ from .data import splits
 from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
 from .data.records import canonical
-from .data.store import EcgStore, to_steps
+from .data.store import millivolts, to_steps
 from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
 from .metrics.calibration import Temperature
@@ -65,7 +65,9 @@ class Recordings:
     def __len__(self):
         return len(self.table)
 
-    read = EcgStore.read
+    def read(self, rows, device="cpu"):
+        """As `EcgStore.read`."""
+        return millivolts(self.signals[np.asarray(rows)], device)
 
 
 @dataclass(frozen=True)

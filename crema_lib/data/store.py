@@ -91,6 +91,13 @@ class StoreWriter:
         shutil.rmtree(self.part, ignore_errors=True)
 
 
+def millivolts(steps, device="cpu"):
+    """Signals as a store keeps them, an int16 array in uV, as a float32 tensor in mV on a device."""
+    import torch  # here, because preparing a data set needs no torch and starts in half the memory without
+
+    return torch.from_numpy(steps).to(device, non_blocking=True).to(torch.float32).mul_(MV_PER_STEP)
+
+
 class EcgStore:
     """A prepared data set, open for reading.
 
@@ -146,31 +153,26 @@ class EcgStore:
         if changed:
             raise CremaError(f"the data set {self.path} was changed while a run was using it: put it back, or start the run anew")
 
-    def check_size(self):
-        """Make sure that the signals are all there: to read a memory map of a file that was cut short kills the process.
-
-        Raises:
-            CremaError: they are not.
-        """
-        try:
-            found = (self.path / "signals.i16").stat().st_size
-        except OSError:  # taken away: what is mapped can still be read
-            return
-        if found < self.signals.nbytes:
-            raise CremaError(
-                f"the data set {self.path} was changed while it was read: signals.i16 is cut short. Put it back, or prepare it again"
-            )
-
     def __len__(self):
         return len(self.table)
 
+    def steps(self, rows):
+        """Signals of some rows as they are kept, int16 (n, 12, samples), uV.
+
+        Raises:
+            CremaError: the file was cut short since it was opened. To read its memory map would kill the process.
+        """
+        try:
+            cut = (self.path / "signals.i16").stat().st_size < self.signals.nbytes
+        except OSError:  # taken away: what is mapped can still be read
+            cut = False
+        if cut:
+            raise CremaError(f"the data set {self.path} was changed while it was read: signals.i16 is cut short. Put it back")
+        return self.signals[np.asarray(rows)]
+
     def read(self, rows, device="cpu"):
         """Signals of some rows as a float32 tensor (n, 12, samples) in mV."""
-        import torch  # here, because preparing a data set needs no torch and starts in half the memory without
-
-        self.check_size()
-        picked = torch.from_numpy(self.signals[np.asarray(rows)])
-        return picked.to(device, non_blocking=True).to(torch.float32).mul_(MV_PER_STEP)
+        return millivolts(self.steps(rows), device)
 
     def rows(self, folds):
         """Row numbers of the records in the given folds, in table order."""
