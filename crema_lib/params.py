@@ -185,7 +185,8 @@ def _hint(p, value):
     if p.type is bool and value.lower() in ("true", "false", "yes", "no"):
         return f": write {'True' if value.lower() in ('true', 'yes') else 'False'} (papermill -p reads only True and False)"
     if p.type is list:
-        return f": write [{value}] in YAML, or papermill -y '{p.name}: [{value}]'"
+        entries = value.strip("[] ").replace("'", '"')  # papermill -p hands a list over as text
+        return f": write [{entries}] in YAML, or papermill -y '{p.name}: [{entries}]'"
     if p.type is float:
         try:
             number = float(value)

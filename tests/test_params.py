@@ -46,6 +46,7 @@ def test_unknown_name_lists_the_known_and_the_closest():
         ("lr", "fast", "a number"),
         ("profile", 3, "text"),
         ("tasks", "all", "write [all] in YAML"),
+        ("tasks", '["super", "sex"]', 'write ["super", "sex"] in YAML'),
         ("tasks", [], "one or more"),
         ("tasks", [1], "texts"),
     ],
