@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
-import yaml
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 from . import kernels, params
 from .errors import CremaError
@@ -26,20 +26,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 def chapters():
     """Paths of the book's notebooks, relative to the project folder, in the order of `_toc.yml`."""
-    found = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            for key in ("root", "file"):
-                path = Path(f"{node.get(key, '')}.ipynb")
-                if (home() / path).is_file():
-                    found.append(path)
-            node = list(node.values())
-        for child in node if isinstance(node, list) else []:
-            walk(child)
-
-    walk(yaml.safe_load((home() / "_toc.yml").read_text(encoding="utf-8")))
-    return found
+    paths = (Path(f"{name}.ipynb") for name in parse_toc_yaml(home() / "_toc.yml"))
+    return [path for path in paths if (home() / path).is_file()]
 
 
 def select(only):

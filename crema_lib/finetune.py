@@ -3,7 +3,6 @@
 One network learns all tasks at once, one output a label; a record that a task leaves out adds nothing to the loss of that task.
 """
 
-import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import r2_score
 from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from . import checkpoints, parallel, views
@@ -227,18 +227,13 @@ class EarlyChoice:
 
     def __init__(self, module, score, *, times=10, decay=0.99):
         self.module, self.score, self.times, self.decay = module, score, times, decay
-        self.average = copy.deepcopy(module)
+        self.ema = ModelEmaV3(module)
+        self.average = self.ema.module
         self.best, self.weights = -np.inf, {key: value.clone() for key, value in self.average.state_dict().items()}
 
-    @torch.no_grad()
     def __call__(self, step, steps):
-        decay = min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True))
-        means, nows = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        torch._foreach_lerp_(means, nows, 1 - decay)
-        for mean, now in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(now)
+        self.ema.decay = min(self.decay, (1 + step) / (10 + step))
+        self.ema.update(self.module)
         if step * self.times // steps == (step - 1) * self.times // steps:
             return None
         if not all(mean.isfinite().all() for mean in self.average.state_dict().values() if mean.is_floating_point()):

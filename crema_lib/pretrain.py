@@ -13,16 +13,14 @@ from .leakage import remember
 from .objectives import OBJECTIVES, build, options
 from .sit import SiT
 
-# All parameters that pretraining reads, and those among them that are an objective's.
-PARAMETERS = (
-    "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", "mask_ratio", "block",
-    "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature", "contrasted", "projected",
-    "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm", "epochs", "batch_size", "lr", "weight_decay", "warmup",
-    "precision", "accumulate", "recompute", "shard", "compile", "device",
-)  # fmt: skip
+# Parameters of an objective, and all that pretraining reads.
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature",
     "contrasted", "projected", "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm",
+)  # fmt: skip
+PARAMETERS = (
+    "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", *OPTIONS, "epochs", "batch_size",
+    "lr", "weight_decay", "warmup", "precision", "accumulate", "recompute", "shard", "compile", "device",
 )  # fmt: skip
 OWN = ("block", "decoder_width", "decoder_depth")  # those that are the objective's own where a profile says 0
 

@@ -23,7 +23,7 @@ from . import objectives, weights
 from .data import splits
 from .data.leads import LEADS, check_names
 from .data.prepare import condition, crop_or_pad, prepare, screen
-from .data.records import canonical
+from .data.records import canonical, mv_per
 from .data.store import millivolts, to_steps
 from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
@@ -31,7 +31,6 @@ from .metrics.calibration import Temperature
 from .probes.linear import LinearProbe
 from .shift.home import Model, settle
 from .shift.signals import Novelty
-from .sit import MV_PER_UNIT
 
 PERCENT = np.arange(101)
 PROBE, TEMPERATURE = ("mean", "deviation", "weight", "bias", "known"), ("values", "positives", "own")  # what of them is kept
@@ -267,8 +266,8 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
 def _from_arrays(encoder, source, fs, leads, unit):
     if fs is None or leads is None or unit is None:
         raise CremaError("an array does not say what it holds: give fs (Hz), leads (their names) and unit (mV, uV, nV or V)")
-    if unit not in MV_PER_UNIT:
-        raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
+    if mv_per(unit) is None:
+        raise CremaError(f"unknown unit {unit!r}: known are mV, uV, nV and V")
     check_names(leads)
     samples, ready, flags, masks = encoder.n_patches * encoder.patch, [], [], []
     condition(np.zeros((1, samples)), fs, fs_out=encoder.fs, band=encoder.band)  # a bad rate is told first
@@ -278,7 +277,7 @@ def _from_arrays(encoder, source, fs, leads, unit):
             raise CremaError(f"recording {i} has shape {signal.shape}, which does not fit {len(leads)} lead names: give (leads, samples)")
         if np.isinf(signal).any():
             raise CremaError(f"recording {i} holds infinite values: write NaN where a sample is missing")
-        record = canonical(str(i), signal * np.float32(MV_PER_UNIT[unit]), leads, float(fs), {})
+        record = canonical(str(i), signal * np.float32(mv_per(unit)), leads, float(fs), {})
         found = record.flags + screen(record)
         cut, valid = crop_or_pad(condition(record.signal, fs, fs_out=encoder.fs, band=encoder.band), samples)
         ready.append(to_steps(cut)[0])

@@ -105,16 +105,13 @@ class WaveErrors:
     """Reconstruction error of hidden patches by wave and lead.
 
     Attributes:
-        leads: names. patients: (records,). records: their names.
+        leads: names. patients: (records,).
         sums: float (records, leads, waves, 4) over the samples of a wave: their number, squared error, signal, squared signal (mV).
-        masks: dict of what was hidden.
     """
 
     leads: tuple
     patients: np.ndarray
-    records: np.ndarray
     sums: np.ndarray
-    masks: dict
 
     def _totals(self, counts):
         """Number of samples, squared error, squared deviation from the mean of the lead, squared signal: (n, 1 + leads, waves) each, all
@@ -170,23 +167,6 @@ class WaveErrors:
             CremaError: no row is left.
         """
         return self._rows(self._measures(np.ones((1, len(self.sums)))), self._measures(patient_counts(self.patients, n, seed)))
-
-    def gain(self, other, *, n=1000, seed=0):
-        """These errors less those of another objective, paired: both on the same resamples. Below 0 this one draws better.
-
-        Returns:
-            DataFrame with the columns of `table`, where each number is a difference.
-
-        Raises:
-            CremaError: the other errors are of other records, leads or marks, or other patches were hidden.
-        """
-        alike = self.leads == other.leads and np.array_equal(self.records, other.records)
-        if not (alike and np.allclose(self.sums[..., [0, 2, 3]], other.sums[..., [0, 2, 3]])):
-            raise CremaError("the two errors are not of the same records, leads and marks: measure both objectives on the same")
-        if self.masks != other.masks:
-            raise CremaError(f"other patches were hidden: {self.masks} and {other.masks}; give both one mask_ratio, block and seed")
-        every, counts = np.ones((1, len(self.sums))), patient_counts(self.patients, n, seed)
-        return self._rows(self._measures(every) - other._measures(every), self._measures(counts) - other._measures(counts))
 
 
 def hidden_sets(patches, mask_ratio, *, block=1, rounds=1, seed=0):
@@ -267,7 +247,4 @@ def error_by_wave(objective, store, marks, rows=None, *, mask_ratio=None, block=
             kinds = np.where(mask.cpu().numpy()[..., None], marks[rows[i * batch_size : (i + 1) * batch_size]][:, pick], UNMARKED)
             values = np.stack([np.ones_like(signal), squared, signal, signal**2], axis=-1)
             sums.append((kinds[:, :, None] == np.arange(len(WAVES))[:, None]).astype(float) @ values)
-    table = store.table.iloc[rows]
-    return WaveErrors(
-        encoder.leads, splits.patients(table), table["record"].to_numpy(), np.concatenate(sums), {**masks, "patch": encoder.patch}
-    )
+    return WaveErrors(encoder.leads, splits.patients(store.table.iloc[rows]), np.concatenate(sums))

@@ -15,6 +15,7 @@ from torch import nn
 from . import weights
 from .data.leads import LEADS, check_names, to_canonical
 from .data.prepare import MIN_SECONDS, condition, crop_or_pad, implausible
+from .data.records import mv_per
 from .errors import CremaError
 
 SIZES = {
@@ -23,7 +24,6 @@ SIZES = {
     "s": {"width": 384, "depth": 12, "heads": 6},
     "b": {"width": 768, "depth": 12, "heads": 12},
 }
-MV_PER_UNIT = {"V": 1000.0, "mV": 1.0, "uV": 0.001, "µV": 0.001, "nV": 1e-6}
 
 
 def sincos(positions, width, base=100.0):
@@ -367,8 +367,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         signal = signal[None] if signal.ndim == 2 else signal
         if signal.ndim != 3 or not len(signal):
             raise CremaError(f"an array of shape {signal.shape} is no recording (leads, samples), nor several of them")
-        if unit not in MV_PER_UNIT:
-            raise CremaError(f"unknown unit {unit!r}: known are {', '.join(MV_PER_UNIT)}")
+        if mv_per(unit) is None:
+            raise CremaError(f"unknown unit {unit!r}: known are mV, uV, nV and V")
         if not fs or fs <= 0:
             raise CremaError(f"the sampling rate must be positive, not {fs}")
         if signal.shape[2] < MIN_SECONDS * fs:
@@ -376,7 +376,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         if not np.isfinite(signal).all():
             raise CremaError("the signal holds NaN or infinite values: fill or cut them first")
         check_names(leads)
-        ordered = [to_canonical(record * np.float32(MV_PER_UNIT[unit]), leads) for record in signal]
+        ordered = [to_canonical(record * np.float32(mv_per(unit)), leads) for record in signal]
         pick, mask = [LEADS.index(lead) for lead in self.leads], np.stack([present for _, present in ordered])
         ready = condition(np.stack([record for record, _ in ordered]), fs, fs_out=self.fs, band=self.band)
         ready = crop_or_pad(ready, self.n_patches * self.patch)[0]

@@ -219,7 +219,7 @@ def test_a_shift_reads_recordings_like_a_store(reader, ecgs):
         ({"fs": None}, r"an array does not say what it holds: give fs \(Hz\), leads \(their names\) and unit"),
         ({"leads": None}, "an array does not say what it holds"),
         ({"unit": None}, "an array does not say what it holds"),
-        ({"unit": "mv/s"}, "unknown unit 'mv/s': known are V, mV"),
+        ({"unit": "mv/s"}, "unknown unit 'mv/s': known are mV, uV"),
         ({"unit": "mV"}, r"the leads measure .* mV from lowest to highest value, those of an ECG 0.05 to 20 mV: the unit is another"),
         ({"unit": "nV"}, "the unit is another than nV"),
         ({"fs": 0}, "a sampling rate of 0 Hz is implausible"),

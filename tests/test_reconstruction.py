@@ -257,21 +257,6 @@ def test_intervals_are_over_patients(store, marks):
     assert row["nmse_low"] < row["nmse"] < row["nmse_high"]
 
 
-def test_differences_are_paired(store, marks):
-    near, far = (error_by_wave(Drawn(lambda x, by=by: by * x), store, marks, rounds=1) for by in (0.8, 0.5))
-    gain, one, other = near.gain(far, n=30), near.table(n=30), far.table(n=30)
-    np.testing.assert_allclose(gain["nmse"], one["nmse"] - other["nmse"])
-    assert (gain["rmse_high"] < 0).all()
-    wide = one["rmse_high"] - one["rmse_low"] + other["rmse_high"] - other["rmse_low"]
-    assert (gain["rmse_high"] - gain["rmse_low"] < wide).all()
-    assert (near.gain(near, n=5)["nmse"] == 0).all()
-    for options, sentence in (({"seed": 1}, "other patches were hidden"), ({"rows": range(11)}, "not of the same records")):
-        with pytest.raises(CremaError, match=sentence):
-            near.gain(error_by_wave(Drawn(lambda x: x), store, marks, **{"rounds": 1, **options}))
-    with pytest.raises(CremaError, match="not of the same records, leads and marks"):
-        near.gain(error_by_wave(Drawn(lambda x: x), store, np.roll(marks, 10, axis=2), rounds=1))
-
-
 def test_lost_leads_and_rare_waves_are_left_out(store, marks):
     lost = type(store)(store.path)
     lost.lead_mask[:, 3] = False

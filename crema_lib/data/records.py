@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import CremaError
 from .leads import LEADS, lead_index, to_canonical
 
-MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
+UNITS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}  # mV; the micro sign and the Greek letter
 # The lowest code of a format means "no sample here" (WFDB_INVALID_SAMPLE).
 _INVALID = {"16": -(2**15), "61": -(2**15), "160": -(2**15), "212": -(2**11), "310": -(2**9), "311": -(2**9), "80": -(2**7)}
 _INVALID |= {"24": -(2**23), "32": -(2**31), "508": -(2**7), "516": -(2**15), "524": -(2**23)}
@@ -170,6 +170,11 @@ def canonical(name, mv, leads, fs, comments):
     return Record(signal, fs, mask, name, age, parse_sex(comments.get("sex")), patient, labels, comments, flags + ["age>89"] * old)
 
 
+def mv_per(unit):
+    """How many mV a unit is, whatever the case of its letters: mV, uV, nV or V. None for any other, or for none."""
+    return UNITS.get((unit or "").lower())
+
+
 def parse_age(value):
     """(years, masked): age as float, NaN where unknown; ages above 89, which archives mask (`>89`, 300), are NaN and True."""
     number = re.match(r"\s*>?\s*(\d+(\.\d+)?)", str(value))
@@ -241,11 +246,11 @@ def _mv_per_step(name, signal, unit):
         raise CremaError(
             f"record {name}, signal {signal.lead}: the header names no unit; pass unit='mV' (by command --unit mV) if it is mV"
         )
-    if unit.lower() not in MV_PER_UNIT:
+    if mv_per(unit) is None:
         raise CremaError(f"record {name}, signal {signal.lead}: unknown unit {unit}, known are mV, uV, nV and V")
     if not (math.isfinite(signal.gain) and signal.gain != 0):
         raise CremaError(f"record {name}, signal {signal.lead}: the header gives no gain")
-    return MV_PER_UNIT[unit.lower()] / signal.gain
+    return mv_per(unit) / signal.gain
 
 
 def _steps(base, samples, signals):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import CremaError
 from .leads import LEADS, lead_index
-from .records import MV_PER_UNIT, canonical
+from .records import canonical, mv_per
 
 _COLUMN = re.compile(r"\s*(.*?)\s*(?:[\[(]\s*(\S+?)\s*[\])])?\s*$")
 
@@ -77,7 +77,7 @@ def read(path, fs=None, unit=None):
     if not leads:
         raise CremaError(f"record {name}: no column of {path} is a lead ({shown(path)}): known are {' '.join(LEADS)}")
     for lead, given in leads.values():
-        if (given or unit or "").lower() not in MV_PER_UNIT:
+        if mv_per(given or unit) is None:
             raise CremaError(
                 f"record {name}, column {lead}: {given or unit or 'no unit'} is not among mV, uV, nV and V: give unit (by command --unit)"
             )
@@ -93,5 +93,5 @@ def read(path, fs=None, unit=None):
         fs = found
     if fs is None:
         raise CremaError(f"record {name}: {path} has no column time: give its sampling rate fs (by command --rate)")
-    scale = np.array([MV_PER_UNIT[(given or unit).lower()] for _, given in leads.values()], dtype=np.float32)[:, None]
+    scale = np.array([mv_per(given or unit) for _, given in leads.values()], dtype=np.float32)[:, None]
     return canonical(name, values * scale, [lead for lead, _ in leads.values()], float(fs), {})

@@ -30,21 +30,6 @@ def weights():
     return _read("challenge_weights.csv", index_col="class", dtype={"class": str})
 
 
-def targets(table):
-    """Challenge classes of PTB-XL recordings.
-
-    Args:
-        table: DataFrame with a column `labels` of PTB-XL statements joined by ';'.
-
-    Returns:
-        (targets, codes): float32 (records, classes) of 0/1 for the 20 classes that PTB-XL statements give, and their SNOMED CT codes.
-    """
-    scored = classes().query("scp != ''")["scp"].str.split(";").explode()
-    present = table["labels"].str.get_dummies(";").reindex(columns=scored.to_numpy(), fill_value=0)
-    codes = list(dict.fromkeys(scored.index))
-    return np.stack([present.loc[:, scored[[code]]].max(axis=1) for code in codes], axis=1).astype(np.float32), codes
-
-
 def from_statements(scores, names):
     """Scores of the classes from those of PTB-XL statements: a class gets the largest of its statements.
 

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,31 +21,24 @@ def _whole(value, least):
 
 
 # What an option of any objective may be, and how the sentence says so.
+_WEIGHTS = ("contrast_weight", "latent_weight", "noise", "gain", "invariance", "variance", "covariance", "diversity_weight")
 RULES = {
+    **dict.fromkeys(_WEIGHTS, (lambda x: 0 <= x < math.inf, "negative or not finite")),
+    **dict.fromkeys(("patch_norm", "projected"), (lambda x: isinstance(x, bool), "neither true nor false")),
     "mask_ratio": (lambda x: 0 < x < 1, "not inside 0 < mask_ratio < 1"),
-    "contrast_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "latent_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "temperature": (lambda x: 0 < x < float("inf"), "not positive"),
+    "temperature": (lambda x: 0 < x < math.inf, "not positive"),
     "lead_drop": (lambda x: 0 <= x <= 1, "no probability"),
     "token_drop": (lambda x: 0 <= x < 1, "not inside 0 <= token_drop < 1"),
-    "noise": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "gain": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "decoder_width": (
         lambda x: _whole(x, 2) and x % 2 == 0 and x % max(1, x // 32) == 0,
         "not even, or no multiple of its heads of about 32",
     ),
     "decoder_depth": (lambda x: _whole(x, 0), "no number of blocks"),
     "projection": (lambda x: _whole(x, 1), "no number of features"),
-    "invariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "variance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
-    "covariance": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
     "block": (lambda x: _whole(x, 1), "no number of patches"),
     "momentum": (lambda x: 0 <= x <= 1, "not inside 0 <= momentum <= 1"),
     "groups": (lambda x: _whole(x, 1), "no number of codebooks"),
     "codes": (lambda x: _whole(x, 2), "no number of codes (2 or more)"),
-    "patch_norm": (lambda x: isinstance(x, bool), "neither true nor false"),
-    "projected": (lambda x: isinstance(x, bool), "neither true nor false"),
-    "diversity_weight": (lambda x: 0 <= x < float("inf"), "negative or not finite"),
 }
 
 
