@@ -20,8 +20,6 @@ from .committed import read_all
 from .markdown import COMMAND
 from .sheet import datasheet
 
-__all__ = ["COMMAND", "datasheet", "model_card", "pages", "read_all", "readme", "write"]
-
 
 def readme(name, card, records):
     """The card as the README of its weights: front matter of the Hugging Face hub, plain references, links into the repository."""

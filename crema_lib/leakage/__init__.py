@@ -3,17 +3,3 @@
 from .checkpoint import SEEN, remember, seen, what_was_seen
 from .duplicates import THRESHOLD, catalogue, digests, exact_duplicates, near_duplicates
 from .report import Report, examine
-
-__all__ = [
-    "SEEN",
-    "THRESHOLD",
-    "Report",
-    "catalogue",
-    "digests",
-    "exact_duplicates",
-    "examine",
-    "near_duplicates",
-    "remember",
-    "seen",
-    "what_was_seen",
-]

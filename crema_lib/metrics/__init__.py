@@ -3,28 +3,3 @@
 from .bootstrap import Interval, holm, interval, p_value, patient_counts
 from .comparison import REFLECTED, Comparison, compare
 from .scores import FEW, METRICS, TITLES, auprc, auroc, bin_index, brier, ece, f1, log_loss, macro, precision, sensitivity, specificity
-
-__all__ = [
-    "FEW",
-    "METRICS",
-    "REFLECTED",
-    "TITLES",
-    "Comparison",
-    "Interval",
-    "auprc",
-    "auroc",
-    "bin_index",
-    "brier",
-    "compare",
-    "ece",
-    "f1",
-    "holm",
-    "interval",
-    "log_loss",
-    "macro",
-    "p_value",
-    "patient_counts",
-    "precision",
-    "sensitivity",
-    "specificity",
-]

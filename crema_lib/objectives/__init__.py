@@ -83,9 +83,3 @@ def load(folder):
     if name not in known:
         raise CremaError(f"{folder} holds no objective of a known class ({', '.join(known)}), it says {name}")
     return known[name].from_pretrained(folder)
-
-
-__all__ = [
-    "CMSC", "CRMAE", "JEPA", "MAE", "OBJECTIVES", "STMEM", "TITLES", "W2VCMSCRLM", "Objective", "SimCLR", "VICReg", "build", "load",
-    "options",
-]  # fmt: skip

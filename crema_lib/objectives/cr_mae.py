@@ -32,10 +32,8 @@ import torch
 from ..errors import CremaError
 from .base import given, projector
 from .decoder import MaskedAutoencoder
-from .losses import cmsc_nce, common_share, info_nce, latent_loss, masked_loss, uniformity, vicreg
+from .losses import cmsc_nce, common_share, info_nce, latent_loss, uniformity, vicreg
 from .teacher import Taught, at
-
-__all__ = ["CONTRASTED", "CRMAE", "REGULARISERS", "SCHEDULES", "info_nce", "masked_loss"]
 
 REGULARISERS = {
     "infonce": info_nce,
