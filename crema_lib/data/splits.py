@@ -53,20 +53,19 @@ def patients(table):
     return (table["source"].astype(str) + "/" + table["patient"].astype(str)).to_numpy()
 
 
-def fraction(table, rows, share, seed=0, targets=None):
+def fraction(table, rows, share, seed=0):
     """A share of some recordings, drawn by patient: a drawn patient brings all recordings along.
 
     For one seed the draws are nested: those of 1 % are among those of 5 %.
 
     Args:
-        rows: row numbers to draw from. share: 0 < share <= 1, of the recordings. targets: 0/1 (records of the table, labels), NaN for
-            unknown, or None.
+        rows: row numbers to draw from. share: 0 < share <= 1, of the recordings.
 
     Returns:
         int64 row numbers, ascending; at least one patient.
 
     Raises:
-        CremaError: share out of range, or no label has both a positive and a negative among the drawn recordings.
+        CremaError: share out of range.
     """
     if not 0 < share <= 1:
         raise CremaError(f"a label fraction of {share} is outside 0 < fraction <= 1")
@@ -75,11 +74,4 @@ def fraction(table, rows, share, seed=0, targets=None):
     order = np.random.default_rng(seed).permutation(patient.max() + 1)
     total = np.bincount(patient)[order].cumsum()
     people = order[: np.searchsorted(total, round(share * len(rows))) + 1]
-    drawn = rows[np.isin(patient, people)]
-    if targets is not None:
-        some = np.asarray(targets)[drawn]
-        if not ((some == 1).any(0) & (some == 0).any(0)).any():
-            raise CremaError(
-                f"a label fraction of {share:g} leaves {len(drawn)} recordings and no label with a positive and a negative: take more"
-            )
-    return drawn
+    return rows[np.isin(patient, people)]

@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 from scipy.special import expit
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier
 from tqdm import tqdm
 
 from ..errors import CremaError
@@ -28,26 +28,25 @@ class Boosting:
 
     Args:
         iterations: trees of an ensemble, at most. seed: of the choice of features, a share of them for each split.
-        regression: targets are numbers, not 0/1. options: of scikit-learn's estimator.
+        options: of scikit-learn's estimator.
     """
 
-    def __init__(self, iterations=120, *, seed=0, regression=False, **options):
-        kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-        self.iterations, self.regression = iterations, regression
-        self.make = partial(kind, max_iter=iterations, early_stopping=False, random_state=seed, **(OPTIONS | options))
+    def __init__(self, iterations=120, *, seed=0, **options):
+        self.iterations = iterations
+        options = {"max_iter": iterations, "early_stopping": False, "random_state": seed, **OPTIONS, **options}
+        self.make = partial(HistGradientBoostingClassifier, **options)
 
     def fit(self, features, targets, valid=None, *, progress=False):
         """Grow the trees; with `valid`, keep as many as serve the validation records best.
 
-        The number kept is one for all labels, that of the best macro AUROC (regression: the least mean absolute error): a label alone may
-        have a handful of validation positives.
+        The number kept is one for all labels, that of the best macro AUROC: a label alone may have a handful of validation positives.
 
         Args:
-            features: float (records, features), NaN allowed. targets: (records, labels), NaN where a record is left out of a label.
+            features: float (records, features), NaN allowed. targets: 0/1 (records, labels), NaN where a record is left out of a label.
             valid: (features, targets) of other patients, or None to keep all trees.
 
         Returns:
-            self, with `known`, bool (labels,); `trees`, the number kept; and `trail`, a list of dicts trees, valid.
+            self, with `known`, bool (labels,), and `trees`, the number kept.
 
         Raises:
             CremaError: shapes that do not fit, infinite measurements, or nothing to learn or to choose by.
@@ -56,12 +55,12 @@ class Boosting:
         self.models = []
         for target in tqdm(targets.T, desc="boosting", unit="label", disable=not progress):
             here = ~np.isnan(target)
-            learnable = here.any() if self.regression else (target == 1).any() and (target == 0).any()
+            learnable = (target == 1).any() and (target == 0).any()
             self.models.append(self.make().fit(features[here], target[here]) if learnable else None)
         self.known = np.array([model is not None for model in self.models])
         if not self.known.any():
             raise CremaError("no label has both a positive and a negative among the training records: nothing can be learned")
-        self.trees, self.trail = self.iterations, []
+        self.trees = self.iterations
         if valid is not None:
             self._choose(*_fitting(*valid))
         return self
@@ -75,24 +74,22 @@ class Boosting:
                 continue
             tried = np.stack([said for k, said in enumerate(self._stages(label, features[here]), 1) if k in counts], axis=1)
             wanted = np.repeat(targets[here, label, None], len(counts), axis=1)
-            reached[:, label] = -np.abs(tried - wanted).mean(0) if self.regression else auroc(wanted, tried)
+            reached[:, label] = auroc(wanted, tried)
         values, _ = macro(reached)
         if not np.isfinite(values).all():
             raise CremaError("no label has a positive and a negative among both training and validation records: nothing can be chosen")
         self.trees = int(counts[values.argmax()])
-        self.trail = [{"trees": int(k), "valid": float(v)} for k, v in zip(counts, values, strict=True)]
 
     def _stages(self, label, features):
-        """What the first tree says, the first two, ...: numbers, or log odds; (records,) each."""
-        model = self.models[label]
-        return map(np.ravel, (model.staged_predict if self.regression else model.staged_decision_function)(features))
+        """What the first tree says, the first two, ...: log odds, (records,) each."""
+        return map(np.ravel, self.models[label].staged_decision_function(features))
 
     def scores(self, features):
-        """Probabilities (regression: numbers), float32 (records, labels); NaN for a label that was not learned."""
+        """Probabilities, float32 (records, labels); NaN for a label that was not learned."""
         result = np.full((len(features), len(self.models)), np.nan, dtype=np.float32)
         for label in np.flatnonzero(self.known):
             said = next(islice(self._stages(label, features), self.trees - 1, None))
-            result[:, label] = said if self.regression else expit(said)
+            result[:, label] = expit(said)
         return result
 
 
