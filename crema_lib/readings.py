@@ -20,6 +20,7 @@ from .metrics import Interval, interval, patient_counts
 from .probes.space import check_features
 
 DEAD = 0.01  # of the root mean square of all features: a deviation below says that a feature is constant (ours)
+MOST = 4000  # records for uniformity, whose time and memory grow with their square
 
 
 # --- features
@@ -100,53 +101,23 @@ def _directions(x):
     return normalize(x)
 
 
-def alignment(a, b, patients, *, power=2, n=1000, seed=0):
-    """How near two views of a record are: mean of |f(x) - f(y)|^power, features of length 1 (Wang & Isola 2020, arXiv 2005.10242).
-
-    Args:
-        a, b: float (records, features), row i of both from record i, see `view_features`. patients: (records,). power: alpha > 0.
-        n: resamples of patients.
-
-    Returns:
-        Interval; 0 where both views are the same. For power 2 that is 2 - 2 cos, so that 2 is the mean of unrelated directions.
-
-    Raises:
-        CremaError: shapes that do not fit, features that are not finite or all zero, one patient, or a power that is not positive.
-    """
-    if np.shape(a) != np.shape(b):
-        raise CremaError(f"views of shapes {np.shape(a)} and {np.shape(b)} cannot be compared: give two equal (records, features)")
-    if not 0 < power < np.inf:
-        raise CremaError(f"the power of the distance must be positive, not {power}")
-    a, b, patients = _checked(patients, a, b)
-    distance = np.linalg.norm(_directions(a) - _directions(b), axis=1) ** power
-    counts = patient_counts(patients, n, seed)
+def _alignment(a, b, counts):
+    """Mean of |f(x) - f(y)|^2 over two views of a record, features of length 1 (Wang & Isola 2020, arXiv 2005.10242)."""
+    distance = np.linalg.norm(_directions(a) - _directions(b), axis=1) ** 2
     return interval(distance.mean(), counts @ distance / counts.sum(1))
 
 
-def uniformity(features, patients, *, t=2, records=4000, n=1000, seed=0):
-    """How evenly records lie on the sphere: log of the mean of exp(-t |f(x) - f(y)|^2) over pairs (Wang & Isola 2020).
+def _uniformity(x, patients, n, seed):
+    """Log of the mean of exp(-2 |f(x) - f(y)|^2) over pairs (Wang & Isola 2020).
 
     Pairs are of different patients (ours), so that two recordings of one heart, or the copies of a bootstrap, are no collapse.
-
-    Args:
-        features: float (records, features). patients: (records,). t: > 0.
-        records: at most so many, drawn by `seed`, because time and memory grow with their square. n: resamples of patients.
-
-    Returns:
-        Interval; 0 where all records lie in one direction, lower is more even, near -2 t for independent directions in many dimensions.
-
-    Raises:
-        CremaError: shapes that do not fit, features that are not finite or all zero, one patient, or a parameter out of range.
     """
-    if not 0 < t < np.inf or records < 3:
-        raise CremaError(f"uniformity with t={t} and {records} records: give t > 0 and at least 3 records")
-    x, patients = _checked(patients, features)
-    if len(x) > records:
-        pick = np.sort(np.random.default_rng(seed).choice(len(x), records, replace=False))
+    if len(x) > MOST:
+        pick = np.sort(np.random.default_rng(seed).choice(len(x), MOST, replace=False))
         x, patients = _checked(patients[pick], x[pick])
     z = _directions(x)
     other = (patients[:, None] != patients).astype(float)
-    near = other * np.exp(2 * t * (z @ z.T - 1))
+    near = other * np.exp(4 * (z @ z.T - 1))
 
     def value(counts):
         with np.errstate(invalid="ignore"):  # a resample of one patient has no pair
@@ -158,10 +129,10 @@ def uniformity(features, patients, *, t=2, records=4000, n=1000, seed=0):
 # --- rank
 
 
-def _drawn(x, counts, centre=True):
+def _drawn(x, counts):
     """Features less their mean, each row scaled by the root of how often it counts."""
     there = counts > 0
-    return np.sqrt(counts[there])[:, None] * (x[there] - (counts @ x / counts.sum() if centre else 0))
+    return np.sqrt(counts[there])[:, None] * (x[there] - counts @ x / counts.sum())
 
 
 def _varying(x):
@@ -176,14 +147,12 @@ def _variances(x):
     return np.linalg.eigvalsh(x.T @ x if len(x) >= x.shape[1] else x @ x.T).clip(min=0)
 
 
-def _spectra(features, patients, n, seed, centre=True):
-    """The squared singular values of the records and of each resample of the patients: a list of n + 1 arrays, ascending."""
-    x, patients = _checked(patients, features)
-    _varying(x)
-    return [_variances(_drawn(x, counts, centre)) for counts in (np.ones(len(x)), *patient_counts(patients, n, seed))]
-
-
 def _rank(spectra, most):
+    """exp(H(p)), p_i = s_i / sum(s) of the singular values (Roy & Vetterli 2007, EUSIPCO).
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885) is this number without centring. We take the mean off, because a common offset of all
+    records is one large singular value and says nothing about them.
+    """
     values = [np.exp(entr(np.sqrt(variances) / np.sqrt(variances).sum()).sum()) for variances in spectra]
     found = interval(values[0], values[1:], reflect=True)
     return Interval(found.value, *np.clip([found.low, found.high], 1, most).tolist())
@@ -194,76 +163,53 @@ def _first(spectra):
     return interval(values[0], values[1:])
 
 
-def effective_rank(features, patients, *, centre=True, n=1000, seed=0):
-    """How many directions the features use: exp(H(p)), p_i = s_i / sum(s) of the singular values (Roy & Vetterli 2007, EUSIPCO).
-
-    RankMe (Garrido et al. 2023, arXiv 2210.02885) is this number without centring. We take the mean off, because a common offset of all
-    records is one large singular value and says nothing about them.
-
-    Args:
-        features: float (records, features). patients: (records,). centre: take the mean record off. n: resamples of patients.
-
-    Returns:
-        Interval from 1 to min(records, features). Its ends are basic ones (see `metrics.interval`): a sample of few records has a lower
-        rank than its population, and each resample a lower one than the sample. With few records they lie above the value.
-
-    Raises:
-        CremaError: shapes that do not fit, features that are not finite or the same for all records, or one patient.
-    """
-    return _rank(_spectra(features, patients, n, seed, centre), min(np.shape(features)))
-
-
-def first_axis(features, patients, *, n=1000, seed=0):
-    """Share of the variance of the features along their first principal axis, an `Interval`: 1 where all records lie on a line.
-
-    Args and Raises: as `effective_rank`.
-    """
-    return _first(_spectra(features, patients, n, seed))
-
-
-def dead_features(features, patients, *, threshold=DEAD, n=1000, seed=0):
-    """Share of features that are constant over the records, an `Interval`: 1 where the encoder has collapsed to a point.
-
-    Args:
-        features: float (records, features). patients: (records,).
-        threshold: a feature is constant where its deviation is below this share of the root mean square of all features. n: resamples.
-
-    Raises:
-        CremaError: shapes that do not fit, features that are not finite, one patient, or a threshold outside 0 to 1.
-    """
-    if not 0 < threshold < 1:
-        raise CremaError(f"a threshold of {threshold} is outside 0 < threshold < 1")
-    x, patients = _checked(patients, features)
-    least, x = threshold * np.sqrt((x**2).mean()), x - x.mean(0)
+def _dead(x, counts):
+    least, x = DEAD * np.sqrt((x**2).mean()), x - x.mean(0)
 
     def value(counts):
         share = counts / counts.sum(1, keepdims=True)
         return ((share @ x**2 - (share @ x) ** 2).clip(min=0) <= least**2).mean(1)
 
-    return interval(value(np.ones((1, len(x))))[0], value(patient_counts(patients, n, seed)))
+    return interval(value(np.ones((1, len(x))))[0], value(counts))
 
 
 def geometry(pairs, patients, *, n=1000, seed=0):
-    """The readings of several encoders in one table: alignment of two views, the others of the first view.
+    """How the features of several encoders lie in space: alignment of two views of each record, the other readings of the first view.
+
+    - "alignment": how near two views of a record are, the mean squared distance of their directions (Wang & Isola 2020, arXiv
+      2005.10242). That is 2 - 2 cos: 0 where both are the same, 2 the mean of unrelated directions.
+    - "uniformity": how evenly records lie on the sphere (Wang & Isola 2020). 0 where all lie in one direction, lower is more even, near
+      -4 for independent directions in many dimensions. Of more than `MOST` records so many are drawn by `seed`.
+    - "effective rank": how many directions the features use, from 1 to min(records, features) (Roy & Vetterli 2007, EUSIPCO). Its ends
+      are basic ones (see `metrics.interval`): a sample of few records has a lower rank than its population, and each resample a lower
+      one than the sample. With few records they lie above the value.
+    - "first axis": share of the variance along the first principal axis, 1 where all records lie on a line.
+    - "dead features": share of features that are constant over the records, see `DEAD`.
 
     Args:
-        pairs: dict encoder -> (a, b), see `view_features`. patients: (records,). n: resamples of patients.
+        pairs: dict encoder -> (a, b), float (records, features) each, row i of both from record i, see `view_features`.
+        patients: (records,). n: resamples of patients.
 
     Returns:
         DataFrame encoder, reading, value, low, high.
 
     Raises:
-        CremaError: see each reading.
+        CremaError: shapes that do not fit, features that are not finite, all zero or the same for all records, or one patient.
     """
     rows = []
     for encoder, (a, b) in pairs.items():
-        spectra = _spectra(a, patients, n, seed)  # what takes the time, for two of the readings
+        if np.shape(a) != np.shape(b):
+            raise CremaError(f"views of shapes {np.shape(a)} and {np.shape(b)} cannot be compared: give two equal (records, features)")
+        x, y, people = _checked(patients, a, b)
+        counts = patient_counts(people, n, seed)
+        _varying(x)
+        spectra = [_variances(_drawn(x, drawn)) for drawn in (np.ones(len(x)), *counts)]  # what takes the time
         found = {
-            "alignment": alignment(a, b, patients, n=n, seed=seed),
-            "uniformity": uniformity(a, patients, n=n, seed=seed),
-            "effective rank": _rank(spectra, min(np.shape(a))),
+            "alignment": _alignment(x, y, counts),
+            "uniformity": _uniformity(x, people, n, seed),
+            "effective rank": _rank(spectra, min(x.shape)),
             "first axis": _first(spectra),
-            "dead features": dead_features(a, patients, n=n, seed=seed),
+            "dead features": _dead(x, counts),
         }
         rows += [{"encoder": encoder, "reading": reading, **vars(one)} for reading, one in found.items()]
     return pd.DataFrame(rows)
