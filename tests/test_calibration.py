@@ -98,18 +98,16 @@ def test_bad_input_is_one_sentence(call, sentence):
 # --- reliability
 
 
-@pytest.mark.parametrize(("equal", "strategy"), [("width", "uniform"), ("mass", "quantile")])
-def test_reliability_curve_equals_scikit_learn(equal, strategy):
+def test_reliability_curve_equals_scikit_learn():
     targets, scores = data(decimals=9)
     for target, score in ((targets[:, 0], scores[:, 0]), (targets.ravel(), scores.ravel())):
-        rate, probability = calibration_curve(target, score, n_bins=8, strategy=strategy)
-        table = calibration.reliability(target, score, bins=8, equal=equal)
+        rate, probability = calibration_curve(target, score, n_bins=8)
+        table = calibration.reliability(target, score, bins=8)
         np.testing.assert_allclose(table["rate"], rate, atol=1e-12)
         np.testing.assert_allclose(table["probability"], probability, atol=1e-12)
         gap = (table["count"] * (table["rate"] - table["probability"]).abs()).sum() / table["count"].sum()
-        assert gap == pytest.approx(metrics.ece(target[:, None], score[:, None], bins=8, equal=equal)[0])
-    pooled = calibration.reliability(targets, scores, bins=8, equal=equal)
-    pd.testing.assert_frame_equal(pooled, table)
+        assert gap == pytest.approx(metrics.ece(target[:, None], score[:, None], bins=8)[0])
+    pd.testing.assert_frame_equal(calibration.reliability(targets, scores, bins=8), table)
 
 
 def test_wilson_interval_on_published_numbers():
@@ -127,7 +125,6 @@ def test_chance_alone_makes_the_ece_of_right_probabilities():
     assert (real < np.quantile(chance, 0.999, axis=0)).all() and (real > np.quantile(chance, 0.001, axis=0)).all()
     wrong = metrics.ece(targets, expit(2 * logit(scores)), bins=10)
     assert (wrong > chance.max(0)).all()
-    assert calibration.chance_ece(scores, n=3, pooled=True).shape == (3, 1)
 
 
 # --- temperature

@@ -2,4 +2,4 @@
 
 from .bootstrap import Interval, holm, interval, p_value, patient_counts
 from .comparison import REFLECTED, Comparison, compare
-from .scores import FEW, METRICS, TITLES, auprc, auroc, bin_index, brier, ece, f1, log_loss, macro, precision, sensitivity, specificity
+from .scores import FEW, METRICS, TITLES, auprc, auroc, brier, ece, f1, log_loss, macro, precision, sensitivity, specificity

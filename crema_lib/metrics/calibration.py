@@ -15,40 +15,40 @@ BOUNDS = (0.05, 20.0)  # a temperature below makes a decision of a probability, 
 _TINY = 1e-7  # what float32 can still tell from 0 and from 1
 
 
-def reliability(targets, scores, *, bins=15, equal="width"):
+def reliability(targets, scores, *, bins=15):
     """Reliability curve: the observed rate of positives against the mean probability, bin by bin.
 
     Args:
         targets: 0/1, scores: probabilities; (records,) of one label, or (records, labels) for the predictions of all labels pooled.
-        bins, equal: see `metrics.bin_index`.
+        bins: of equal width, see `scores.bin_index`.
 
     Returns:
         DataFrame probability (mean), rate (observed), low, high, count; a row for each bin that holds a prediction. low and high bound the
         95 % interval of the rate (Wilson 1927), which takes predictions for independent: within a patient or pooled they are not quite.
     """
-    targets, scores = np.asarray(targets).reshape(-1, 1), np.asarray(scores).reshape(-1, 1)
-    log_loss(targets, scores)  # for its checks
-    index = bin_index(scores, bins, equal)[0][:, 0]
+    targets, scores = np.ravel(targets), np.ravel(scores)
+    log_loss(targets[:, None], scores[:, None])  # for its checks
+    index = bin_index(scores, bins)
     count = np.bincount(index, minlength=bins)
     held = count > 0
-    count, total, hits = count[held], *(np.bincount(index, weights[:, 0], minlength=bins)[held] for weights in (scores, targets))
+    count, total, hits = count[held], *(np.bincount(index, weights, minlength=bins)[held] for weights in (scores, targets))
     z = norm.ppf(0.975)
     centre = (hits + z**2 / 2) / (count + z**2)
     half = z / (count + z**2) * np.sqrt(hits * (count - hits) / count + z**2 / 4)
     return pd.DataFrame({"probability": total / count, "rate": hits / count, "low": centre - half, "high": centre + half, "count": count})
 
 
-def chance_ece(scores, *, n=100, seed=0, **options):
+def chance_ece(scores, *, bins=15, n=100, seed=0):
     """ECE of probabilities that are right: outcomes are drawn from the probabilities themselves (Bröcker & Smith 2007).
 
     Args:
-        scores: probabilities (records, labels). n: draws. options: of `metrics.ece`.
+        scores: probabilities (records, labels). bins: see `metrics.ece`. n: draws.
 
     Returns:
         float64 (n, labels). An ECE on real outcomes that is no larger says nothing against the probabilities.
     """
     scores, rng = np.asarray(scores), np.random.default_rng(seed)
-    return np.stack([ece(rng.random(scores.shape) < scores, scores, **options) for _ in range(n)])
+    return np.stack([ece(rng.random(scores.shape) < scores, scores, bins=bins) for _ in range(n)])
 
 
 @dataclass(frozen=True)

@@ -128,35 +128,25 @@ def brier(targets, scores, weights=None):
     return result[0] if weights is None else result
 
 
-def bin_index(scores, bins, equal):
-    """Bin of each probability: int, shape of the scores (records, labels), and the inner edges (bins - 1, labels).
-
-    `equal="width"` cuts 0 to 1 into equal parts, `equal="mass"` cuts at quantiles of each column; a value on an edge belongs below it.
-    """
-    if equal not in ("width", "mass"):
-        raise CremaError(f"bins of equal {equal!r} are unknown: write width or mass")
+def bin_index(scores, bins):
+    """Bin of each probability, of so many of equal width from 0 to 1: int, shape of the scores; a value on an edge belongs below it."""
     if bins < 1:
         raise CremaError(f"{bins} bins cannot hold a probability: give at least one")
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    edges = np.quantile(scores, inner, axis=0) if equal == "mass" else np.repeat(inner[:, None], scores.shape[1], axis=1)
-    return np.stack([np.searchsorted(e, s) for e, s in zip(edges.T, scores.T, strict=True)], axis=1), edges
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)
 
 
-def ece(targets, scores, weights=None, *, bins=15, equal="width", pooled=False):
+def ece(targets, scores, weights=None, *, bins=15):
     """Expected calibration error: mean distance between probability and observed rate over bins (Naeini et al. 2015, Guo et al. 2017).
 
     Zero means that of all recordings given a probability p, a share p is positive. In small sets chance alone makes it larger (see
     `calibration.chance_ece`), and differences between models near that level too small: judge those by log loss or Brier score.
 
     Args:
-        bins, equal: see `bin_index`; the bins are those of the records given, the same in every resample.
-        pooled: one value over the predictions of all labels together, shape (1,), instead of one a label.
+        bins: of equal width, see `bin_index`.
     """
     targets, p, counts = _probabilities(targets, scores, weights)
-    index = bin_index(p.reshape(-1, 1) if pooled else p, bins, equal)[0].reshape(p.shape)
-    gap = np.zeros((*p.shape, bins))
+    index, gap = bin_index(p, bins), np.zeros((*p.shape, bins))
     np.put_along_axis(gap, index[:, :, None], (p.astype(float) - targets)[:, :, None], axis=2)
-    gap = gap.mean(1, keepdims=True) if pooled else gap
     result = np.abs(_mean(gap.reshape(len(p), -1), counts)).reshape(len(counts), -1, bins).sum(2)
     return result[0] if weights is None else result
 
