@@ -81,7 +81,7 @@ def train(arm, p, store, checkpoint, *, seed=0, rows=None, leads=None, name="", 
     )  # fmt: skip
 
 
-def boosting(p, store, *, rows=None, name="", workers=1, progress=True):
+def boosting(p, store, *, rows=None, name="", progress=True):
     """Gradient boosting on the measurements of `handcrafted.waves`, one ensemble a label, the number of trees chosen on fold 9.
 
     Args:
@@ -100,10 +100,8 @@ def boosting(p, store, *, rows=None, name="", workers=1, progress=True):
     path = _folder(p, BOOSTING, p.seed, name) / f"{store.meta['sha256'][:16]}-{labelled:08x}-{'-'.join(heads)}.npy"
 
     def grow():
-        values = _kept(
-            p.run_dir / "embeddings" / f"{store.meta['sha256'][:32]}-waves.npy",
-            lambda: waves.features(store, workers=workers, progress=progress)[0],
-        )
+        measured = p.run_dir / "embeddings" / f"{store.meta['sha256'][:32]}-waves.npy"
+        values = _kept(measured, lambda: waves.features(store, progress=progress)[0])
         trees = Boosting(seed=p.seed).fit(values[rows], targets[rows], (values[valid], targets[valid]), progress=progress)
         return trees.scores(values[test])
 

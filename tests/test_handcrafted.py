@@ -178,7 +178,7 @@ def test_a_store_in_chunks(store, monkeypatch):
     assert names == same
     np.testing.assert_array_equal(values, direct)
     monkeypatch.setattr(waves, "CHUNK", 2)
-    np.testing.assert_allclose(waves.features(store, rows, workers=2)[0], values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(waves.features(store, rows)[0], values, rtol=1e-4, atol=1e-5)
     with pytest.raises(CremaError, match="no recording"):
         waves.features(store, [])
 

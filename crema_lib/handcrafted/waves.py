@@ -10,13 +10,12 @@ import warnings
 from functools import cache, partial
 
 import numpy as np
-from loky import ProcessPoolExecutor
 from scipy.interpolate import CubicSpline
 from scipy.signal import butter, sosfiltfilt
 from tqdm import tqdm
 
 from ..data.leads import LEADS
-from ..data.store import MV_PER_STEP, EcgStore
+from ..data.store import MV_PER_STEP
 from ..errors import CremaError
 
 CHUNK = 128  # records at a time
@@ -337,17 +336,11 @@ def measure(signals, fs, lead_mask=None, valid=None):
     return np.stack(list(table.values()), axis=1).astype(np.float32), list(table)
 
 
-def _measure_rows(path, rows):
-    store = EcgStore(path)
-    signals = store.signals[rows] * np.float32(MV_PER_STEP)
-    return measure(signals, store.fs, store.lead_mask[rows], store.table["valid"].to_numpy()[rows])
-
-
-def features(store, rows=None, *, workers=1, progress=False):
+def features(store, rows=None, *, progress=False):
     """Measurements of the records of a store, see `measure`.
 
     Args:
-        rows: row numbers, default all. workers: processes.
+        rows: row numbers, default all.
 
     Returns:
         (values, names): float32 (rows, features), NaN where something cannot be measured, and the names.
@@ -356,12 +349,10 @@ def features(store, rows=None, *, workers=1, progress=False):
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
     if not chunks:
         raise CremaError("no recording was given to measure")
-    work = partial(_measure_rows, store.path)
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            done = list(tqdm(pool.map(work, chunks), total=len(chunks), desc="measuring", unit="chunk", disable=not progress))
-    else:
-        done = [work(chunk) for chunk in tqdm(chunks, desc="measuring", unit="chunk", disable=not progress)]
+    valid, done = store.table["valid"].to_numpy(), []
+    for chunk in tqdm(chunks, desc="measuring", unit="chunk", disable=not progress):
+        signals = store.signals[chunk] * np.float32(MV_PER_STEP)
+        done.append(measure(signals, store.fs, store.lead_mask[chunk], valid[chunk]))
     return np.concatenate([values for values, _ in done]), done[0][1]
 
 
