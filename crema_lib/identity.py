@@ -25,7 +25,6 @@ from .errors import CremaError
 from .metrics import Comparison, patient_counts
 from .probes.linear import check_finite
 
-PROTOCOLS = ("gallery", "leave-one-out")
 VARIANCE = 0.999  # share of the training variance that whitening keeps (ours): what is left is noise that it would blow up
 PER_AXIS = 5  # training recordings for each axis that is whitened (ours): the variance of fewer is mostly chance
 SPACES = {"centred": partial(StandardScaler, with_std=False), "whitened": partial(PCA, VARIANCE, whiten=True)}
@@ -120,14 +119,14 @@ def _apart(years, i, j):
     return True if years is None else (years[i] != years[j]) & (years[i] > 0) & (years[j] > 0)
 
 
-def ranks(features, patients, *, protocol="gallery", years=None):
+def ranks(features, patients, *, years=None):
     """Rank of the best recording of the same patient among the candidates, by cosine, for every query.
+
+    As in the code of Oh et al. the candidates, the gallery, are the first recording, in the order given, of each patient with several; the
+    other recordings of these patients are queries (all of them: ours, theirs takes the second).
 
     Args:
         features: float (records, features). patients: (records,), of any type.
-        protocol: "gallery" as in the code of Oh et al.: the candidates are the first recording, in the order given, of each patient with
-            several; the other recordings of these patients are queries (all of them: ours, theirs takes the second). "leave-one-out":
-            every recording with a repeat is a query, and all other recordings are candidates, also those of patients with only one.
         years: None, or int (records,), 0 unknown: two recordings of a patient that are not of two known years are not compared.
 
     Returns:
@@ -135,22 +134,19 @@ def ranks(features, patients, *, protocol="gallery", years=None):
         Of equal cosines those of other patients come first.
 
     Raises:
-        CremaError: unknown protocol, shapes that do not fit, features that are not finite or zero, no patient with two recordings.
+        CremaError: shapes that do not fit, features that are not finite or zero, no patient with two recordings.
     """
-    if protocol not in PROTOCOLS:
-        raise CremaError(f"unknown protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
     z, (patient, years) = _unit(features), _codes(patients, years)
     if len(z) != len(patient):
         raise CremaError(f"{len(patient)} patients do not fit features of {len(z)} recordings: give one each")
     first = np.zeros(len(patient), dtype=bool)
     first[np.unique(patient, return_index=True)[1]] = True
     several = np.bincount(patient)[patient] > 1
-    gallery = np.flatnonzero(several & first) if protocol == "gallery" else np.arange(len(patient))
-    asked = np.flatnonzero(several & ~first) if protocol == "gallery" else np.flatnonzero(several)
+    gallery, asked = np.flatnonzero(several & first), np.flatnonzero(several & ~first)
     found, found_ranks, least = [], [], []
     for rows in np.array_split(asked, len(asked) * len(gallery) // BLOCK + 1):
         same = patient[rows, None] == patient[gallery]
-        right = same & (rows[:, None] != gallery) & _apart(years, rows[:, None], gallery)
+        right = same & _apart(years, rows[:, None], gallery)
         kept = right.any(1)
         rows, same, right = rows[kept], same[kept], right[kept]
         cosine = z[rows] @ z[gallery].T
@@ -256,7 +252,7 @@ def _shares(group, size, weights):
 # --- both
 
 
-def identify(arms, patients, *, protocol="gallery", ks=(1, 5), impostors=100_000, years=None, n=1000, seed=0):
+def identify(arms, patients, *, ks=(1, 5), impostors=100_000, years=None, n=1000, seed=0):
     """Retrieval and verification of patients by several encoders on the same queries and pairs, with a bootstrap over patients.
 
     A drawn patient brings all queries along, while the candidates stay, since a smaller gallery would be an easier one. A pair of one
@@ -264,7 +260,7 @@ def identify(arms, patients, *, protocol="gallery", ks=(1, 5), impostors=100_000
 
     Args:
         arms: dict model -> float (records, features). patients: (records,), different for different sources.
-        protocol, years: see `ranks`. ks: of top-k. impostors: see `pairs`. n: resamples of patients. seed: of pairs and resamples.
+        years: see `ranks`. ks: of top-k. impostors: see `pairs`. n: resamples of patients. seed: of pairs and resamples.
 
     Returns:
         Identification.
@@ -282,7 +278,7 @@ def identify(arms, patients, *, protocol="gallery", ks=(1, 5), impostors=100_000
     blocks = [block for block in np.array_split(counts, n * len(rows) // BLOCK + 1) if len(block)]
     values, resampled, thresholds, scores = {}, {}, {}, {}
     for model, features in arms.items():
-        queries, rank, candidates = ranks(features, patient, protocol=protocol, years=years)
+        queries, rank, candidates = ranks(features, patient, years=years)
         if candidates < max(ks):
             raise CremaError(f"top-{max(ks)} takes {max(ks)} candidates or more, a query here has {candidates}")
         outcome = np.stack([*(rank <= k for k in ks), 1 / rank], axis=1)

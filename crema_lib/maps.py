@@ -25,6 +25,7 @@ from .errors import CremaError
 from .probes.space import check_features, nearest, neighbour_count, standardise
 
 AXES = 50  # principal axes that a map is drawn from
+EPOCHS = 200  # passes over the pairs of neighbours
 
 
 @cache
@@ -87,8 +88,8 @@ def _positive(graph):
     return graph
 
 
-def fit_map(features, *, neighbours=15, min_dist=0.1, seed=0, metric="cosine", start="pca", epochs=200):
-    """Fit UMAP to features: standardised, turned to their first `AXES` principal axes, nearest neighbours found exactly.
+def fit_map(features, *, neighbours=15, seed=0, start="pca"):
+    """Fit UMAP to features: standardised, turned to their first `AXES` principal axes, nearest neighbours by cosine found exactly.
 
     Fifty axes and exact neighbours are ours. They make the map reproducible and spare the compilation of an approximate search.
     One seed gives one map on one machine; another processor may round otherwise.
@@ -96,32 +97,25 @@ def fit_map(features, *, neighbours=15, min_dist=0.1, seed=0, metric="cosine", s
     Args:
         features: float (records, features) of the records that may shape the map (the training folds).
         neighbours: how many neighbours of a record count; few show detail, many the large order.
-        min_dist: least distance of points in the map, 0 to 1. metric: "cosine" or "euclidean", along the axes.
-        start: "pca", the first two axes, which keeps the large order (Kobak & Linderman 2021), "spectral" (umap-learn's) or "random".
-        epochs: passes over the pairs of neighbours.
+        start: "pca", the first two axes, which keeps the large order (Kobak & Linderman 2021), or "random".
 
     Returns:
         FeatureMap.
 
     Raises:
-        CremaError: features that are not finite or too few, or a parameter out of range.
+        CremaError: features that are not finite or too few, a number of neighbours out of range, or an unknown start.
     """
     features = check_features(features)
     neighbours = neighbour_count(neighbours, len(features) - 1)
-    for wrong, why in (
-        (neighbours < 2, "a map needs at least 2 neighbours a record"),
-        (not 0 <= min_dist <= 1, f"min_dist = {min_dist} is outside 0 to 1"),
-        (metric not in ("cosine", "euclidean"), f"unknown metric {metric!r}: known are cosine, euclidean"),
-        (start not in ("pca", "spectral", "random"), f"unknown start {start!r}: known are pca, spectral, random"),
-        (epochs < 10, f"{epochs} epochs draw no map: give at least 10"),
-    ):
-        if wrong:
-            raise CremaError(why)
+    if neighbours < 2:
+        raise CremaError("a map needs at least 2 neighbours a record")
+    if start not in ("pca", "random"):
+        raise CremaError(f"unknown start {start!r}: known are pca, random")
     axes = make_pipeline(StandardScaler(), PCA(min(AXES, *features.shape), random_state=0))
     x = axes.fit_transform(features)
-    near = NearestNeighbors(n_neighbors=neighbours, metric=metric, algorithm="brute").fit(x)
+    near = NearestNeighbors(n_neighbors=neighbours, metric="cosine", algorithm="brute").fit(x)
     graph = _positive(near.kneighbors_graph(mode="distance"))
-    options = {"n_neighbors": neighbours, "min_dist": min_dist, "n_epochs": epochs, "random_state": seed, "transform_seed": seed}
+    options = {"n_neighbors": neighbours, "n_epochs": EPOCHS, "random_state": seed, "transform_seed": seed}
     init = x[:, :2] if start == "pca" else start
     with _calm():
         umap = _umap()(metric="precomputed", init=init, n_jobs=1, **options).fit(graph.maximum(graph.T))

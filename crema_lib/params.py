@@ -141,12 +141,11 @@ SCHEMA = {
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", list: "a list of texts"}
 
 
-def check(values, schema=None):
-    """Check parameters against the schema.
+def check(values):
+    """Check parameters against the `SCHEMA`.
 
     Args:
         values: dict name -> value.
-        schema: dict name -> `Parameter`; the book's `SCHEMA` if not given.
 
     Returns:
         The same parameters as a new dict, whole numbers made floats where the schema says float.
@@ -154,13 +153,12 @@ def check(values, schema=None):
     Raises:
         CremaError: a name is unknown, a type is wrong or a value is out of range; the sentence names the parameter.
     """
-    schema = SCHEMA if schema is None else schema
     for name in values:
-        if name not in schema:
-            close = difflib.get_close_matches(str(name), schema, n=1)
+        if name not in SCHEMA:
+            close = difflib.get_close_matches(str(name), SCHEMA, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise CremaError(f"unknown parameter {name}{hint}: known are {', '.join(sorted(schema))}")
-    return {name: _checked(schema[name], value) for name, value in values.items()}
+            raise CremaError(f"unknown parameter {name}{hint}: known are {', '.join(sorted(SCHEMA))}")
+    return {name: _checked(SCHEMA[name], value) for name, value in values.items()}
 
 
 def _checked(p, value):

@@ -164,9 +164,8 @@ def test_the_sieve_misses_nothing(store, tmp_path, monkeypatch):
 
 def test_near_duplicates_say_what_they_cannot_do(store, tmp_path, monkeypatch):
     listed = leakage.catalogue([store])
-    for options, word in (({"threshold": 1.5}, "threshold = 1.5"), ({"max_shift": 3}, "max_shift = 3")):
-        with pytest.raises(CremaError, match=word):
-            leakage.near_duplicates([store], listed, **options)
+    with pytest.raises(CremaError, match=r"threshold = 1\.5"):
+        leakage.near_duplicates([store], listed, threshold=1.5)
     short = write(tmp_path / "short", store.signals[:5, :, :300])
     with pytest.raises(CremaError, match="prepare at least 5 s"):
         leakage.near_duplicates([short], leakage.catalogue([short]))

@@ -69,10 +69,10 @@ def test_a_seed_gives_one_map_and_no_warning(fitted, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("options", [{"start": "random"}, {"start": "spectral"}, {"metric": "euclidean"}, {"min_dist": 0.0}])
-def test_choices_make_another_map(fitted, options):
+def test_another_start_makes_another_map(fitted):
     x, _, fit = fitted
-    assert maps.stability({"a": fit.embedding, "b": maps.fit_map(x, neighbours=10, **options).embedding})[0]["disparity"][0] > 1e-6
+    other = maps.fit_map(x, neighbours=10, start="random")
+    assert maps.stability({"a": fit.embedding, "b": other.embedding})[0]["disparity"][0] > 1e-6
 
 
 def test_the_threads_of_torch_stay_what_they_were(fitted):
@@ -81,7 +81,7 @@ def test_the_threads_of_torch_stay_what_they_were(fitted):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            maps.fit_map(x, neighbours=10, epochs=10)
+            maps.fit_map(x, neighbours=10)
             assert torch.get_num_threads() == threads
             fit.transform(x[:3])
             assert torch.get_num_threads() == threads
@@ -100,10 +100,7 @@ def test_equal_records_and_few_features_are_no_trouble():
     [
         ({"neighbours": 120}, "120 neighbours cannot be found: with these records the number must be from 1 to 119"),
         ({"neighbours": 1}, "at least 2 neighbours"),
-        ({"min_dist": 1.5}, "min_dist = 1.5 is outside 0 to 1"),
-        ({"metric": "cosmic"}, "unknown metric 'cosmic': known are cosine, euclidean"),
-        ({"start": "end"}, "unknown start 'end': known are pca, spectral, random"),
-        ({"epochs": 1}, "1 epochs draw no map"),
+        ({"start": "end"}, "unknown start 'end': known are pca, random"),
     ],
 )
 def test_parameters_out_of_range(options, sentence):
@@ -319,11 +316,9 @@ def test_frames_that_cannot_be_drawn(frame, change, options, sentence):
         plots.umap_panels(frame.assign(**change), **options)
 
 
-def test_the_page_holds_all_it_needs(frame, tmp_path):
-    path = tmp_path / "map.html"
-    page = plots.scatter_html(frame, text="text", colour="class", title="A <map>", path=path)
+def test_the_page_holds_all_it_needs(frame):
+    page = plots.scatter_html(frame, text="text", colour="class", title="A <map>")
     html = page._repr_html_()
-    assert html in path.read_text() and "<!doctype html>" in path.read_text()
     assert not re.search(r"https?:|src=|@import|url\(", html), "nothing is fetched"
     titles = re.findall(r"<path [^>]*><title>(.*?)</title>", html)
     assert sorted(titles) == sorted(f"&lt;{i}&gt; &amp; &quot;{t.split(chr(34))[1]}&quot;" for i, t in enumerate(frame["text"]))

@@ -343,10 +343,6 @@ def test_bad_scores():
         (lambda t, s: metrics.auroc(t, s, np.ones(300)), r"\(resamples, records\) for 300"),
         (lambda t, s: metrics.compare(t, {"m": s}, range(300), list("abcdef"), metric="auc"), "unknown metric 'auc': known are auroc"),
         (lambda t, s: metrics.compare(t, {"m": s}, range(9), list("abcdef")), "9 patients and 6 names do not fit"),
-        (
-            lambda t, s: metrics.compare(t, {"m": s}, range(300), list("abcdef"), records=["r1"] * 2 + list(range(298))),
-            "1 records .* first is r1",
-        ),
     ],
 )
 def test_bad_input_is_one_sentence(call, sentence):

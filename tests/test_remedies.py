@@ -70,8 +70,6 @@ def test_rare_labels_share_slope_and_bias():
     platt = remedies.fit_platt(y, scores)
     assert platt.own.tolist() == [True, False] and platt.positives[1] == 3
     assert (platt.slope[1], platt.bias[1]) == logistic(scores, y)
-    shared = remedies.fit_platt(y, scores, least=np.inf)
-    assert shared.slope[0] == shared.slope[1] == platt.slope[1]
 
 
 def test_the_slope_never_turns_the_order_round():

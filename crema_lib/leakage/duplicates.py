@@ -76,7 +76,7 @@ def exact_duplicates(listed):
     return pd.DataFrame({"a": first[copies].to_numpy(), "b": copies})
 
 
-def near_duplicates(stores, listed, *, threshold=THRESHOLD, max_shift=MAX_SHIFT, progress=False):
+def near_duplicates(stores, listed, *, threshold=THRESHOLD, progress=False):
     """Search all pairs of recordings for near duplicates; equal and flat recordings are left out.
 
     Three steps: amplitude spectra at 25 Hz, which a shift does not change, sieve all pairs (one matrix product); cross-correlation at
@@ -84,8 +84,7 @@ def near_duplicates(stores, listed, *, threshold=THRESHOLD, max_shift=MAX_SHIFT,
     Stores of different length are compared on their middle. About 25 kB of memory a recording.
 
     Args:
-        stores, listed: the stores and their `catalogue`. threshold: least correlation, 0.5 to 1. max_shift: s, at most 1.
-        progress: show a bar.
+        stores, listed: the stores and their `catalogue`. threshold: least correlation, 0.5 to 1. progress: show a bar.
 
     Returns:
         DataFrame of the aligned pairs, the closest pair of every recording among them: a, b (index values of `listed`), r (over all
@@ -93,10 +92,10 @@ def near_duplicates(stores, listed, *, threshold=THRESHOLD, max_shift=MAX_SHIFT,
         seconds (overlap), rule (`whole signal`, `most leads`, or empty: no near duplicate).
 
     Raises:
-        CremaError: an argument out of range, recordings shorter than 5 s, or too many that resemble each other.
+        CremaError: a threshold out of range, recordings shorter than 5 s, or too many that resemble each other.
     """
-    if not 0.5 <= threshold <= 1 or not 0 <= max_shift <= 1:
-        raise CremaError(f"threshold = {threshold} must lie within 0.5 to 1, max_shift = {max_shift} within 0 to 1 s")
+    if not 0.5 <= threshold <= 1:
+        raise CremaError(f"threshold = {threshold} must lie within 0.5 to 1")
     seconds, fs = min(store.seconds for store in stores), min(store.fs for store in stores)
     if seconds < MIN_SECONDS + 1:
         raise CremaError(f"recordings of {seconds:g} s are too short to look for near duplicates: prepare at least {MIN_SECONDS + 1:g} s")
@@ -110,7 +109,7 @@ def near_duplicates(stores, listed, *, threshold=THRESHOLD, max_shift=MAX_SHIFT,
     for i in range(0, len(where), BLOCK):
         coarse[i : i + BLOCK] = _traces(stores, where[i : i + BLOCK], SIEVE_HZ, seconds)[0]
     pairs = _sieve(coarse, seconds, progress)
-    rough = _coarse_correlations(coarse, pairs, round(max_shift * SIEVE_HZ), progress)
+    rough = _coarse_correlations(coarse, pairs, round(MAX_SHIFT * SIEVE_HZ), progress)
     order = np.argsort(-rough, kind="stable")
     closest = order[np.unique(pairs[order].ravel(), return_index=True)[1] // 2]  # the best pair that each recording is in
     pairs = pairs[np.union1d(np.flatnonzero(rough >= threshold - SLACK), closest)]
@@ -118,7 +117,7 @@ def near_duplicates(stores, listed, *, threshold=THRESHOLD, max_shift=MAX_SHIFT,
     parts = []
     for i in tqdm(range(0, len(pairs), BLOCK // 4), desc="alignment", unit="block", disable=not progress):
         sides = [_traces(stores, where.iloc[pairs[i : i + BLOCK // 4, side]], fs, seconds) for side in (0, 1)]
-        parts.append(_align(*sides, fs, max_shift))
+        parts.append(_align(*sides, fs))
     found = pd.concat(parts, ignore_index=True)
     valid = (found["r_seconds"] >= LOCAL) & (found["seconds"] >= MIN_SECONDS)
     rule = np.select([valid & (found["r"] >= threshold), valid & (found["r_leads"] >= threshold)], ["whole signal", "most leads"], "")
@@ -194,10 +193,10 @@ def _coarse_correlations(x, pairs, shift, progress):
     return found
 
 
-def _align(first, second, fs, max_shift):
+def _align(first, second, fs):
     """Shift the second of each pair onto the first and correlate over common leads and samples; arguments as `_traces` returns them."""
     (a, span_a, present_a), (b, span_b, present_b) = first, second
-    n, reach = a.shape[-1], round(max_shift * fs * FINE)
+    n, reach = a.shape[-1], round(MAX_SHIFT * fs * FINE)
     size = next_fast_len(n + reach // FINE + 1, real=True)
     present = (present_a & present_b)[..., None]
     a, b = a * present, b * present

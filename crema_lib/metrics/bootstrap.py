@@ -36,8 +36,8 @@ class Interval:
         return format(self)
 
 
-def interval(value, resamples, level=0.95, *, reflect=False):
-    """Bootstrap interval of a value from its resampled values; resamples in which it is undefined (NaN) are left out.
+def interval(value, resamples, *, reflect=False):
+    """95 % bootstrap interval of a value from its resampled values; resamples in which it is undefined (NaN) are left out.
 
     Args:
         reflect: False for the percentile interval (Efron & Tibshirani 1993), True for the basic one, 2 value - percentiles (Davison &
@@ -47,7 +47,7 @@ def interval(value, resamples, level=0.95, *, reflect=False):
         Interval; its ends are NaN where the value is undefined in every resample.
     """
     resamples = np.asarray(resamples)[np.isfinite(resamples)]
-    ends = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2]) if len(resamples) else np.full(2, np.nan)
+    ends = np.quantile(resamples, [0.025, 0.975]) if len(resamples) else np.full(2, np.nan)
     low, high = 2 * value - ends[::-1] if reflect else ends
     return Interval(float(value), float(low), float(high))
 

@@ -74,15 +74,14 @@ class Temperature:
         return pd.DataFrame({"label": names, "temperature": self.values, "positives": self.positives, "note": notes})
 
 
-def fit_temperature(targets, scores, *, least=FEW):
+def fit_temperature(targets, scores):
     """Temperature scaling (Guo et al. 2017) of independent labels: sigmoid(logit / T) with the T of the lowest log loss.
 
-    It keeps the order of the scores of a label, and so every AUROC. A label with too few records of either kind takes a shared temperature,
-    that of the lowest log loss over all labels: one fitted on two positives is noise.
+    It keeps the order of the scores of a label, and so every AUROC. A label with fewer than `FEW` records of either kind takes a shared
+    temperature, that of the lowest log loss over all labels: one fitted on two positives is noise.
 
     Args:
         targets: 0/1 (records, labels), scores: probabilities, both of the validation fold.
-        least: positives and negatives that a label needs for a temperature of its own; `math.inf` for one temperature throughout.
 
     Returns:
         Temperature.
@@ -96,7 +95,7 @@ def fit_temperature(targets, scores, *, least=FEW):
     rarer = np.minimum(positives, len(targets) - positives)
     if not (rarer > 0).any():
         raise CremaError("no label has both a positive and a negative record in the validation fold: no temperature can be fitted")
-    own = rarer >= max(least, 1)
+    own = rarer >= FEW
     values = np.full(len(own), 1.0 if own.all() else _best(targets, logits))
     values[own] = [_best(targets[:, i], logits[:, i]) for i in np.flatnonzero(own)]
     return Temperature(values, positives, own)

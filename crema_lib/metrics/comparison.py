@@ -68,12 +68,12 @@ class Comparison:
         return table.assign(p_holm=holm(table["p"]))
 
 
-def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc", records=None, counts=None):
+def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc", counts=None):
     """Score several models on the same records with a patient-level bootstrap.
 
     Args:
         targets: 0/1 (records, labels). scores: dict model -> float (records, labels). patients: (records,). names: of the labels.
-        metric: one of `METRICS`, or a function like them. records: identifiers, to be sure that none is there twice.
+        metric: one of `METRICS`, or a function like them.
         counts: int (n, records), how often each record is in each resample, where that was drawn elsewhere; `patient_counts` if not given.
 
     Returns:
@@ -82,8 +82,6 @@ def compare(targets, scores, patients, names, *, n=1000, seed=0, metric="auroc",
     score = METRICS.get(metric, metric)
     if not callable(score):
         raise CremaError(f"unknown metric {metric!r}: known are {', '.join(METRICS)}")
-    if records is not None and (twice := pd.Series(np.asarray(records)).duplicated()).any():
-        raise CremaError(f"{int(twice.sum())} records are scored twice, the first is {np.asarray(records)[twice][0]}: give each once")
     targets, names = np.asarray(targets), np.asarray(names)
     if len(patients) != len(targets) or len(names) != targets.shape[1]:
         raise CremaError(f"{len(patients)} patients and {len(names)} names do not fit targets of shape {targets.shape}")

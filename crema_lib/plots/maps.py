@@ -187,7 +187,7 @@ SCRIPT = """<script>
 </script>"""
 
 
-def scatter_html(frame, *, text, colour, title="Map of the recordings", path=None, seed=0):
+def scatter_html(frame, *, text, colour, title="Map of the recordings", seed=0):
     """A map to point at: hover, touch or the arrow keys show a recording's text. One piece of HTML, no network, no library.
 
     It is an SVG with a title a point, so that it also speaks where scripts are off, in the colours of the page around it, light or
@@ -196,7 +196,7 @@ def scatter_html(frame, *, text, colour, title="Map of the recordings", path=Non
     Args:
         frame: columns x, y, and those named by `text` and `colour`.
         text: column with what is said of a recording. colour: column of groups, see `umap_panels`.
-        title: what a screen reader says of the picture. path: file to write it to as a page, or None. seed: of the order of drawing.
+        title: what a screen reader says of the picture. seed: of the order of drawing.
 
     Returns:
         An object with `_repr_html_`.
@@ -228,9 +228,4 @@ def scatter_html(frame, *, text, colour, title="Map of the recordings", path=Non
         f"<div>{legend}</div>\n</figure>\n"
         f"{SCRIPT.format(id=identity)}"
     )
-    if path is not None:
-        head = '<meta charset="utf-8"><meta name="color-scheme" content="light dark"><style>:root {color-scheme: light dark}</style>'
-        page = f"<!doctype html><html lang='en'><head>{head}<title>{escape(title)}</title></head><body>{html}</body></html>"
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page)
     return Page(html, f"{note} In the HTML edition every point says which recording it is.")

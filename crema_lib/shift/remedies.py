@@ -45,17 +45,16 @@ class Platt:
         return expit(self.slope * _logits(scores) + self.bias)
 
 
-def fit_platt(targets, scores, *, least=FEW):
+def fit_platt(targets, scores):
     """Platt scaling (Platt 1999) of independent labels: sigmoid(slope * logit + bias) with the lowest log loss.
 
     Positives count as (n1 + 1) / (n1 + 2) and negatives as 1 / (n0 + 2), as in that paper: else a few recordings that happen to lie apart
     would make decisions of probabilities. The slope is held within the bounds of a temperature, above zero: the order of the scores of a
-    label stays, and so does every AUROC. A label with too few recordings of either kind takes the slope and the bias of the lowest log
-    loss over all labels together.
+    label stays, and so does every AUROC. A label with fewer than `FEW` recordings of either kind takes the slope and the bias of the
+    lowest log loss over all labels together.
 
     Args:
         targets: 0/1 (records, labels), scores: probabilities, both of the labelled recordings away.
-        least: positives and negatives that a label needs for a slope and a bias of its own; `math.inf` for shared ones throughout.
 
     Returns:
         Platt.
@@ -69,7 +68,7 @@ def fit_platt(targets, scores, *, least=FEW):
     rarer = np.minimum(positives, len(targets) - positives)
     if not (rarer > 0).any():
         raise CremaError("no label has both a positive and a negative among the labelled recordings: label more of them")
-    own = rarer >= max(least, 1)
+    own = rarer >= FEW
     values = np.tile((1.0, 0.0) if own.all() else _line(targets, logits), (len(own), 1))
     for i in np.flatnonzero(own):
         values[i] = _line(targets[:, i], logits[:, i])
