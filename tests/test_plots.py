@@ -350,7 +350,7 @@ def test_chance_is_marked_only_for_auroc():
     table = scored(["a", "b"], ["x", "y"])
     table["low"] = 0.4
     assert list(lines(plots.label_forest(table), "reference")[0].get_xdata()) == [0.5, 0.5]
-    assert not lines(plots.label_forest(table, metric="F1"), "reference")
+    assert not lines(plots.comparison(table.rename(columns={"label": "task"}), metric="F1"), "reference")
 
 
 def test_comparison_keeps_the_order_of_the_table():

@@ -91,7 +91,6 @@ def test_drops_are_drawn_with_their_intervals():
     segments = np.array(ax.collections[0].get_segments())
     np.testing.assert_allclose(segments[:, :, 1], [(0.05, 0.15), (0.09, 0.19)])
     assert ax.get_xlabel() == "Mahalanobis" and fig.axes[0].get_ylabel() == "Drop of macro AUROC"
-    assert plots.foretold(told(), drop="Drop of Brier").axes[0].get_ylabel() == "Drop of Brier"
 
 
 def test_remedies_without_a_dose_are_lines_across():

@@ -8,7 +8,7 @@ from .scores import MARKERS, _legend_columns
 from .style import GREY, OKABE_ITO, WIDTH, new_figure, require_columns
 
 
-def reliability(table, *, columns=3):
+def reliability(table):
     """Reliability diagrams: observed rate against probability with 95 % intervals, below each the number of predictions.
 
     On the dashed diagonal probabilities are right; below it they promise too much, above it too little. A hollow point has fewer than ten
@@ -17,7 +17,6 @@ def reliability(table, *, columns=3):
     Args:
         table: columns panel, model, probability, rate, low, high, count (see `calibration.reliability`), a row for each bin; panels and
             models in the table's order.
-        columns: panels side by side.
 
     Raises:
         CremaError: a column is missing or the table has no row.
@@ -26,7 +25,7 @@ def reliability(table, *, columns=3):
     panels, models = table["panel"].unique(), table["model"].unique()
     if not len(panels):
         raise CremaError("the table holds no bin to draw")
-    columns = min(columns, len(panels))
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     fig = new_figure((min(WIDTH / columns, 3.4) + 0.6) * rows + 0.4)
     grid = fig.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey=False, height_ratios=[4, 1] * rows)

@@ -5,8 +5,8 @@ import numpy as np
 from .style import BLUE, GREY, INK, OKABE_ITO, new_figure, require_columns
 
 
-def speeds(table, *, unit="ECG/s"):
-    """A dot with its range for each thing that was measured, on a logarithmic axis, the value beside it.
+def speeds(table):
+    """Recordings a second: a dot with its range for each thing that was measured, on a logarithmic axis, the value beside it.
 
     table: columns model, value, low, high.
     """
@@ -22,7 +22,7 @@ def speeds(table, *, unit="ECG/s"):
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel(unit)
+    ax.set_xlabel("ECG/s")
     return fig
 
 

@@ -19,13 +19,13 @@ AXES = {
 RISING = ("gain", "high-pass")  # axes on which the level rises to the right
 
 
-def _panels(kinds, measures, columns):
+def _panels(kinds, measures):
     """Figure and its axes as a dict (measure, kind) -> axes: a row a measure, or panels wrapped where there is one measure."""
     if len(measures) > 1:
         shape = len(measures), len(kinds)
         places = [(m, k) for m in measures for k in kinds]
     else:
-        shape = -(-len(kinds) // columns), min(columns, len(kinds))
+        shape = -(-len(kinds) // 3), min(3, len(kinds))
         places = [(measures[0], k) for k in kinds]
     fig = new_figure((1.5 if len(measures) > 1 else 2.1) * shape[0] + 0.7)
     grid = fig.subplots(*shape, squeeze=False, sharey="row" if len(measures) > 1 else True)
@@ -37,7 +37,7 @@ def _panels(kinds, measures, columns):
     return fig, dict(zip(places, grid.flat, strict=False))
 
 
-def dose(table, *, measures=("auroc",), columns=3):
+def dose(table, *, measures=("auroc",)):
     """A score against the dose of each kind of shift, with 95 % intervals: a panel a kind, a line a model.
 
     Doses stand at equal distances. Several measures make a row each.
@@ -45,7 +45,7 @@ def dose(table, *, measures=("auroc",), columns=3):
     Args:
         table: columns kind, level, model, metric, value, low, high, the recordings as they are among them for every kind; their level
             is NaN for noise, which is an infinite signal-to-noise ratio.
-        measures: metrics to draw. columns: panels side by side where there is one measure.
+        measures: metrics to draw.
 
     Raises:
         CremaError: a column is missing, there is nothing to draw, or a level is there twice for a model.
@@ -58,7 +58,7 @@ def dose(table, *, measures=("auroc",), columns=3):
     if (twice := table.duplicated(["kind", "level", "model", "metric"])).any():
         row = table[twice].iloc[0]
         raise CremaError(f"the table has more than one row for {row['kind']} at {row['level']:g} and model {row['model']}")
-    fig, panels = _panels(kinds, list(measures), columns)
+    fig, panels = _panels(kinds, list(measures))
     handles = {}
     for (measure, kind), ax in panels.items():
         mine = table[(table["kind"] == kind) & (table["metric"] == measure)]
@@ -82,8 +82,8 @@ def dose(table, *, measures=("auroc",), columns=3):
     return fig
 
 
-def drops(table, *, metric="macro AUROC"):
-    """The drop that each condition causes, with its 95 % interval, in the table's order; right of zero is worse.
+def drops(table):
+    """The drop in macro AUROC that each condition causes, with its 95 % interval, in the table's order; right of zero is worse.
 
     table: columns sample, model, drop, drop_low, drop_high, one row per sample and model, as from `shift.measure.Yardstick.hold`.
     """
@@ -100,6 +100,6 @@ def drops(table, *, metric="macro AUROC"):
     ax.update_datalim([(0, 0)])
     ax.autoscale_view(scaley=False)
     _reference_line(ax, 0)
-    ax.set_xlabel(f"Drop in {metric} (95 % interval)")
+    ax.set_xlabel("Drop in macro AUROC (95 % interval)")
     fig.legend(handles, models, loc="outside upper center", ncols=_legend_columns(models))
     return fig

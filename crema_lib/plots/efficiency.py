@@ -6,8 +6,8 @@ from .scores import MARKERS
 from .style import OKABE_ITO, new_figure, require_columns
 
 
-def label_efficiency(table, *, metric="Macro AUROC"):
-    """A score against the number of labelled recordings on a logarithmic axis, a panel a task and a line a model.
+def label_efficiency(table):
+    """Macro AUROC against the number of labelled recordings on a logarithmic axis, a panel a task and a line a model.
 
     Bands are 95 % intervals, whiskers reach from the lowest to the highest draw.
 
@@ -31,7 +31,7 @@ def label_efficiency(table, *, metric="Macro AUROC"):
         ax.set_xticks(ticks, [f"{100 * share:g}" for share in ticks.index])  # counts would run into each other in two panels
         ax.xaxis.set_minor_locator(NullLocator())
         whole = ticks.iloc[-1] / ticks.index[-1]
-        ax.set(xlabel=f"Labelled recordings, % of {whole:,.0f}", ylabel=f"{metric} (95 % interval)", title=task or "")
+        ax.set(xlabel=f"Labelled recordings, % of {whole:,.0f}", ylabel="Macro AUROC (95 % interval)", title=task or "")
         ax.grid()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(models), 2))
     return fig

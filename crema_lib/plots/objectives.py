@@ -10,7 +10,7 @@ COLOURS = (*OKABE_ITO[:6], OKABE_ITO[7], GREY, "#8c564b", "#6a3d9a")  # a line a
 LONG = 24  # letters of a name that stand on one line beside the panels
 
 
-def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=4):
+def score_panels(table, *, runs=None, twin=None, mark=None, zero=False):
     """Several scores of many models: a panel a score, a row a model, a dot with its 95 % interval.
 
     Args:
@@ -18,17 +18,17 @@ def score_panels(table, *, runs=None, twin=None, mark=None, zero=False, columns=
             several lines, broken before each "+".
         runs: columns score, model, value, the single runs that the values are means of, drawn as small dots below them.
         twin: model whose value is drawn through each panel as a dashed line, the one to beat. mark: model in another colour.
-        zero: a dashed line at zero, for differences. columns: panels side by side.
+        zero: a dashed line at zero, for differences.
     """
     require_columns(table, ("score", "model", "value", "low", "high"))
     if table.duplicated(["score", "model"]).any():
         raise CremaError("the table has more than one row for a score and a model")
     scores, models = list(dict.fromkeys(table["score"])), list(dict.fromkeys(table["model"]))
-    rows = -(-len(scores) // columns)
+    rows, columns = -(-len(scores) // 4), min(4, len(scores))
     names = [model if len(model) <= LONG else model.replace("+", "\n+") for model in models]
     lines = max(name.count("\n") for name in names) + 1
     fig = new_figure(rows * ((0.09 + 0.1 * lines) * len(models) + 0.65))
-    axes = fig.subplots(rows, min(columns, len(scores)), sharey=True, squeeze=False)
+    axes = fig.subplots(rows, columns, sharey=True, squeeze=False)
     for ax in axes.flat[len(scores) :]:
         ax.set_visible(False)
     y = np.arange(len(models))
@@ -72,8 +72,8 @@ def likeness(table):
     return fig
 
 
-def by_layer(table, *, metric="Macro AUROC"):
-    """A score after each block, a line a model, with 95 % intervals as bands.
+def by_layer(table):
+    """Macro AUROC after each block, a line a model, with 95 % intervals as bands.
 
     table: columns model, block (from 1), value, low, high.
     """
@@ -86,7 +86,7 @@ def by_layer(table, *, metric="Macro AUROC"):
         ax.fill_between(line["block"], line["low"], line["high"], color=colour, alpha=0.08, lw=0)
         ax.plot(line["block"], line["value"], color=colour, marker=MARKERS[i % len(MARKERS)], ms=4.5, label=model)
     ax.set_xticks(sorted(set(table["block"])))
-    ax.set(xlabel="Transformer block", ylabel=f"{metric} (95 % interval)")
+    ax.set(xlabel="Transformer block", ylabel="Macro AUROC (95 % interval)")
     ax.grid()
     fig.legend(loc="outside right upper")
     return fig

@@ -7,13 +7,12 @@ from ..errors import CremaError
 from .style import BLUE, GREY, INK, SHADE, new_figure, require_columns
 
 
-def beside(table, *, columns=3, metric="Macro AUROC"):
-    """Own scores with their 95 % intervals and quoted ones without, a panel a task, a row a model, under headings.
+def beside(table):
+    """Own macro AUROCs with their 95 % intervals and quoted ones without, a panel a task, a row a model, under headings.
 
     Args:
         table: columns task, group (the heading), row (the name), quoted (bool), value, low, high, in the order to draw; one row for each
             task, group, name and quoted; low and high of quoted rows are not drawn.
-        columns: panels side by side. metric: name of the score on the axis.
 
     Raises:
         CremaError: a column is missing, there is nothing to draw, or a point is there twice.
@@ -28,7 +27,7 @@ def beside(table, *, columns=3, metric="Macro AUROC"):
     for group, rows in table.groupby("group", sort=False):
         slots += [(group, None), *rows[key].drop_duplicates().itertuples(index=False, name=None)]
     tasks, place = list(dict.fromkeys(table["task"])), {slot: y for y, slot in enumerate(slots)}
-    rows, columns = -(-len(tasks) // columns), min(columns, len(tasks))
+    rows, columns = -(-len(tasks) // 3), min(3, len(tasks))
     fig = new_figure(rows * (0.2 * len(slots) + 0.5) + 0.5)
     axes = fig.subplots(rows, columns, sharey=True, squeeze=False)
     for i, ax in enumerate(axes.flat):
@@ -49,7 +48,7 @@ def beside(table, *, columns=3, metric="Macro AUROC"):
         ax.grid(axis="x")
         ax.locator_params(axis="x", nbins=4 if columns > 1 else 8)
         if i + columns >= len(tasks):
-            ax.set_xlabel(metric)
+            ax.set_xlabel("Macro AUROC")
     axes[0, 0].set_ylim(len(slots) - 0.5, -0.5)
     for ax in axes[:, 0]:
         ax.set_yticks(range(len(slots)), [slot[1] or str(slot[0]).capitalize() for slot in slots])
@@ -65,8 +64,8 @@ def beside(table, *, columns=3, metric="Macro AUROC"):
     return fig
 
 
-def tried(table, *, base="as it is", metric="Macro AUROC on fold 9"):
-    """What each trial of a search reached, a panel a task, a row a change, a dashed line at the row `base`.
+def tried(table):
+    """What each trial of a search reached on fold 9, a panel a task, a row a change, a dashed line at the row "as it is".
 
     Args:
         table: columns change, task, value, in the order to draw; several rows of one change and task are several seeds.
@@ -81,7 +80,7 @@ def tried(table, *, base="as it is", metric="Macro AUROC on fold 9"):
     fig = new_figure(0.24 * len(changes) + 0.8)
     for ax, task in zip(fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks, strict=True):
         mine = table[table["task"] == task]
-        known = mine[mine["change"] == base]["value"]
+        known = mine[mine["change"] == "as it is"]["value"]
         if len(known):
             ax.axvline(known.mean(), color=GREY, lw=1, ls="--", gid="base")
         ax.plot(mine["value"], [changes.index(change) for change in mine["change"]], "o", color=BLUE, ms=5, alpha=0.8)
@@ -90,5 +89,5 @@ def tried(table, *, base="as it is", metric="Macro AUROC on fold 9"):
         ax.grid(axis="both")
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(axis="y", length=0)
-    fig.supxlabel(metric, fontsize=10)  # once: beside long names of changes the panels are too narrow for a label each
+    fig.supxlabel("Macro AUROC on fold 9", fontsize=10)  # once: beside long names of changes the panels are too narrow for a label each
     return fig

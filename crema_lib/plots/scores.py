@@ -81,13 +81,12 @@ def _reference_line(ax, x):
         ax.set_xlim(low, high)
 
 
-def label_forest(table, *, gain=False, metric="AUROC"):
-    """A value with its 95 % interval for every label and model, best label of the last model on top.
+def label_forest(table, *, gain=False):
+    """AUROC with its 95 % interval for every label and model, best label of the last model on top.
 
     Args:
         table: columns label, n (positives), model, value, low, high, one row per label and model; undefined values (NaN) come last.
         gain: the values are paired differences: the axis says so and always shows zero.
-        metric: name of the value on the axis.
     """
     require_columns(table, ("label", "n", "model", "value", "low", "high"))
     last = table[table["model"] == table["model"].iloc[-1]]
@@ -98,13 +97,13 @@ def label_forest(table, *, gain=False, metric="AUROC"):
     ax = fig.add_subplot()
     handles, models = _dots(ax, table, "label", order)
     ax.set_yticks(range(len(order)), [f"{x} ({count[x]:,})" for x in order])
-    ax.set(xlabel=f"{'Difference in ' if gain else ''}{metric} (95 % interval)", ylabel="Label (positives)")
+    ax.set(xlabel=f"{'Difference in ' if gain else ''}AUROC (95 % interval)", ylabel="Label (positives)")
     if gain:
         ax.update_datalim([(0, 0)])
         ax.autoscale_view(scaley=False)
     else:
         ax.set_xlim(right=min(1.01, ax.get_xlim()[1]))
-    _reference_line(ax, 0 if gain else CHANCE.get(metric))
+    _reference_line(ax, 0 if gain else CHANCE["AUROC"])
     if len(order) > 25:
         ax.tick_params(axis="x", top=True, labeltop=True)  # the bottom axis is a screen away
     if len(models) > 1:

@@ -68,8 +68,8 @@ def risk_coverage(table):
     return fig
 
 
-def foretold(table, *, drop="Drop of macro AUROC"):
-    """True drop with its 95 % interval against a signal that needs no label, a dot for each shift and a panel for each model.
+def foretold(table):
+    """True drop of macro AUROC, with its 95 % interval, against a signal that needs no label: a dot a shift, a panel a model.
 
     table: columns panel, kind (of shift), signal (number), drop, drop_low, drop_high, and axis (name of the signal).
     """
@@ -94,22 +94,22 @@ def foretold(table, *, drop="Drop of macro AUROC"):
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
-        ax.set_ylabel(drop)
+        ax.set_ylabel("Drop of macro AUROC")
     fig.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=_legend_columns(handles))
     return fig
 
 
-def remedies(table, *, measures=("auroc", "ece", "f1")):
-    """What remedies reach against the number of labelled recordings, a row of panels for each place and a column for each metric.
+def remedies(table):
+    """AUROC, ECE and F1 that remedies reach against the number of labelled recordings, a row of panels for each place.
 
     Remedies without labels ("as it is", "EM", "BBSE") and the one with all labels are horizontal lines; shading spans the lowest and the
     highest draw.
 
-    table: columns panel, remedy, m, metric, value, low, high, as from `shift.remedies.over_draws`. measures: metrics to show.
+    table: columns panel, remedy, m, metric, value, low, high, as from `shift.remedies.over_draws`.
     """
     require_columns(table, ("panel", "remedy", "m", "metric", "value", "low", "high"))
     panels, names = table["panel"].unique(), table["remedy"].drop_duplicates().tolist()
-    curves = [name for name in names if name not in FLAT]
+    curves, measures = [name for name in names if name not in FLAT], ("auroc", "ece", "f1")
     fig = new_figure(2.1 * len(panels) + 0.9)
     axes = fig.subplots(len(panels), len(measures), squeeze=False)
     handles = {}

@@ -6,8 +6,8 @@ from .scores import MARKERS, _legend_columns
 from .style import GREY, INK, OKABE_ITO, new_figure, require_columns
 
 
-def risk_parts(table, *, unit="log loss, nats"):
-    """Stacked bars of the components of a risk, a bar for each model; a component below zero hangs below it.
+def risk_parts(table):
+    """Stacked bars of the components of a risk (log loss), a bar for each model; a component below zero hangs below it.
 
     table: columns model, component, value, low, high, as from `shift.risk.decompose`; the component "total" is a dot with its interval.
     """
@@ -29,7 +29,7 @@ def risk_parts(table, *, unit="log loss, nats"):
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel(f"Risk ({unit})")
+    ax.set_xlabel("Risk (log loss, nats)")
     names = [handle.get_label() for handle in handles]
     fig.legend(handles, names, loc="outside upper center", ncols=3)
     return fig
