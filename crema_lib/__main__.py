@@ -231,15 +231,14 @@ def _embed(args):
 
     from .cost import fast_precision
     from .embeddings import embed_files, write_features
-    from .paths import home
+    from .paths import digest, home
     from .precision import check_device
     from .sit import SiT
-    from .weights import locate, sha256
+    from .weights import locate, names
 
-    found = [locate(args.checkpoint)] if args.checkpoint else sorted(path.parent for path in (home() / "weights").glob("*/config.json"))
-    if not found:
+    if not args.checkpoint and not names():
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
-    folder = found[0]
+    folder = locate(args.checkpoint) if args.checkpoint else home() / "weights" / names()[0]
     options = _given(args, "readout", "precision", "unit", "rate", "device")
     check_device(options.get("device", "cpu"))
     options.setdefault("precision", fast_precision(options.get("device", "cpu")))
@@ -258,7 +257,7 @@ def _embed(args):
         encoder = SiT.from_pretrained(folder)
         features, report = embed_files(encoder, args.files, progress=True, **options)
         told = {key: {**embed_files.__kwdefaults__, **options}[key] for key in ("readout", "precision", "unit", "rate")}
-        origin = {"model": str(args.checkpoint or folder.name), "model_sha256": sha256(folder / "model.safetensors"), "fs": encoder.fs}
+        origin = {"model": str(args.checkpoint or folder.name), "model_sha256": digest(folder / "model.safetensors"), "fs": encoder.fs}
         write_features(part, features, {**origin, **told, "crema_lib": __version__})
         part.replace(out)
     finally:

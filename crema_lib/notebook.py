@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from . import params, runs
+from . import params, runs, weights
 from .errors import CremaError
 from .metrics.bootstrap import Interval
 from .objectives import CRMAE
@@ -182,11 +182,11 @@ def checkpoint(p):
     path = p.run_dir / "pretrain" / "model"
     if (path / "config.json").is_file():
         return _named(path)
-    stand_ins = sorted(folder.parent for folder in (home() / "weights").glob("*/config.json"))
+    stand_ins = weights.names()
     if not stand_ins:
         raise CremaError(f"no pretrained model in {path}: run the chapter on pretraining first, or give the parameter checkpoint")
-    print(f"No model of this profile and seed yet (chapter 03 makes it): {stand_ins[0].name} from weights/ stands in.")
-    return stand_ins[0]
+    print(f"No model of this profile and seed yet (chapter 03 makes it): {stand_ins[0]} from weights/ stands in.")
+    return home() / "weights" / stand_ins[0]
 
 
 def checkpoints(p):

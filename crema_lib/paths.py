@@ -1,5 +1,6 @@
-"""Where things lie, whatever folder a chapter is started from."""
+"""Where things lie, whatever folder a chapter is started from, and the checksum of a file."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -35,3 +36,9 @@ def fetched(name, given=""):
     """Folder of a data set's own files: the one that is given, else where `data fetch` puts it, None where nothing is there."""
     folder = data_home() / name
     return resolve(given) if given else folder if folder.is_dir() else None
+
+
+def digest(path, algorithm="sha256"):
+    """Checksum of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -28,6 +28,7 @@ from .data.store import millivolts, to_steps
 from .embeddings import check_readout, embed_store, frozen, judged
 from .errors import CremaError
 from .metrics.calibration import Temperature
+from .paths import digest
 from .probes.linear import LinearProbe
 from .shift.home import Model, settle
 from .shift.signals import Novelty
@@ -256,7 +257,7 @@ def make(name, store, task="super", *, readout="layers", cache=None, device="cpu
     tensors = {key: getattr(model.probe, key).cpu().numpy() for key in PROBE}
     tensors |= {key: getattr(model.temperature, key) for key in TEMPERATURE} | {"thresholds": model.thresholds}
     told = {"readout": model.readout, "data": store.meta.get("source", ""), "data_sha256": store.meta["sha256"]}
-    told |= {"model_sha256": weights.sha256(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
+    told |= {"model_sha256": digest(folder / "model.safetensors"), "fitted": len(train), "held": len(valid)}
     about = {"task": task, "labels": json.dumps(model.names), "strength": model.probe.strength}
     _write(folder, f"probe-{task}", tensors, told | about)
     _write(folder, "novelty", {key: value.astype(np.float32) for key, value in vars(reference).items()}, told)
@@ -326,9 +327,7 @@ def _write(folder, name, tensors, told):
     save_file(tensors, path, {key: str(value) for key, value in told.items()})
     if sums.is_file():
         others = [line for line in sums.read_text().splitlines() if not line.endswith(f" {path.name}")]
-        sums.write_text(
-            "".join(f"{line}\n" for line in sorted([*others, f"{weights.sha256(path)}  {path.name}"], key=lambda line: line[66:]))
-        )
+        sums.write_text("".join(f"{line}\n" for line in sorted([*others, f"{digest(path)}  {path.name}"], key=lambda line: line[66:])))
 
 
 def _open(folder, name):
@@ -342,6 +341,6 @@ def _open(folder, name):
             tensors, told = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - no dict
     except (SafetensorError, OSError) as error:
         raise CremaError(f"{path} is damaged ({error}): fetch it again, or {advice}") from None
-    if told.get("model_sha256") != weights.sha256(folder / "model.safetensors"):
+    if told.get("model_sha256") != digest(folder / "model.safetensors"):
         raise CremaError(f"{path} was made for other weights than those beside it: {advice}")
     return tensors, told

@@ -5,7 +5,6 @@ a damaged or exchanged file is told by its name.
 """
 
 import copy
-import hashlib
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .errors import CremaError
-from .paths import home, resolve
+from .paths import digest, home, resolve
 
 SUMS = "SHA256SUMS"
 ENCODER = ("config.json", "model.safetensors")  # what `SiT.from_pretrained` reads
@@ -76,14 +75,8 @@ def verify(folder, files):
             raise CremaError(f"{folder / SUMS} does not list {name}: the file was added after publishing; fetch the model again")
         if not (folder / name).is_file():
             raise CremaError(f"{folder / name} is missing: fetch the model again")
-        if sha256(folder / name) != listed[name]:
+        if digest(folder / name) != listed[name]:
             raise CremaError(f"{folder / name} is damaged or was exchanged: its SHA-256 is not that of {SUMS}; fetch the model again")
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stored(folder):
@@ -155,7 +148,7 @@ def publish(folder, name, dtype="float16"):
             (part / file).chmod(0o644)  # safetensors makes files that nobody else may read
         for file in ("config.json", "objective.json", SEEN):
             shutil.copyfile(folder / file, part / file)
-        (part / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in sorted(part.iterdir())))
+        (part / SUMS).write_text("".join(f"{digest(path)}  {path.name}\n" for path in sorted(part.iterdir())))
         load(part)
         if (out / "README.md").is_file():
             shutil.copyfile(out / "README.md", part / "README.md")

@@ -146,11 +146,6 @@ def _wanted(name, globs):
     return not globs or ("/" not in name and PurePosixPath(name).suffix.lower() in TABLES) or _matches(name, globs)
 
 
-def _digest(path, algorithm):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def fetch(name, dest=None, *, only=None, base_url=None, workers=4, progress=True):
     """Download an open data set; what is there and right is kept, what was interrupted goes on where it stopped.
 
@@ -253,14 +248,14 @@ def _obtain_all(session, files, folder, workers, progress):
 def _obtain(session, file, folder, stop, tick):
     """One file, whole and checked, in its place: None, or what is wrong with it."""
     path = folder / file.name
-    if stop.is_set() or (path.is_file() and _digest(path, file.algorithm) == file.digest):
+    if stop.is_set() or (path.is_file() and paths.digest(path, file.algorithm) == file.digest):
         return None
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         for _ in range(2):
             resumed = _persist(lambda: _receive(session, file.url, part, stop, tick), file.url)
-            if _digest(part, file.algorithm) == file.digest:
+            if paths.digest(part, file.algorithm) == file.digest:
                 os.replace(part, path)
                 return None
             part.unlink()
@@ -349,7 +344,7 @@ def _count(problems, total):
 
 def _state(path, algorithm, digest):
     try:
-        if _digest(path, algorithm) == digest:
+        if paths.digest(path, algorithm) == digest:
             return "ok"
         return "truncated" if path.stat().st_size < _header_size(path) else "wrong checksum"
     except (FileNotFoundError, NotADirectoryError):

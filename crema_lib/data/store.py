@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CremaError
-from ..paths import data_home
+from ..paths import data_home, digest
 from .leads import LEADS
 
 MV_PER_STEP = 0.001
@@ -148,8 +148,7 @@ class EcgStore:
         """
         changed = self._stamp() != self.stamp
         if stamp is not None and stamp != self.stamp and not changed:
-            with open(self.path / "signals.i16", "rb") as file:
-                changed = stamp[:2] != self.stamp[:2] or hashlib.file_digest(file, "sha256").hexdigest() != self.meta["sha256"]
+            changed = stamp[:2] != self.stamp[:2] or digest(self.path / "signals.i16") != self.meta["sha256"]
         if changed:
             raise CremaError(f"the data set {self.path} was changed while a run was using it: put it back, or start the run anew")
 
