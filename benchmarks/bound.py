@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from crema_lib import views
 from crema_lib.cost import synchronise
 from crema_lib.engine import parameter_groups
+from crema_lib.precision import HALF
 
 
 def block(x, b, heads):
@@ -73,7 +74,7 @@ def loop(objective, signals, lead_mask, *, batch_size=128, lr=1e-3, precision="n
 
     signals: float (records, leads, samples) mV and lead_mask bool (records, leads), both on the device of the objective.
     """
-    device, kind = signals.device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    device, kind = signals.device, HALF.get(precision)
     optimiser = torch.optim.AdamW(parameter_groups(objective, 0.05), lr=lr, fused=True)
     parameters = list(objective.parameters())
     forward = torch.compile(loss) if compile else loss

@@ -32,10 +32,10 @@ from crema_lib.embeddings import embed_files, embed_store
 from crema_lib.engine import Training
 from crema_lib.objectives import build
 from crema_lib.paths import home
-from crema_lib.precision import autocast, matmul_precision
+from crema_lib.precision import HALF, autocast, chosen_device, matmul_precision
 from crema_lib.sit import SiT
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"no": torch.float32, **HALF}
 PATCH = {100: 25, 250: 50, 500: 125}  # samples a token at each rate: a quarter of a second, or what divides the recording
 BATCH = {"cpu": {"xs": 64, "ti": 64, "s": 32, "b": 16}, "cuda": {"xs": 2048, "ti": 2048, "s": 1024, "b": 512}}
 
@@ -53,7 +53,7 @@ class Bench:
 
     def __init__(self, options, folder):
         self.options, self.folder, self.rows, self.peak = options, Path(folder), [], None
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+        self.device = chosen_device(options.device)
         self.precision = options.precision = options.precision or cost.fast_precision(self.device)  # that of the processes it starts, too
         self.records = options.records or (8192 if self.device == "cuda" else 512)
 

@@ -2,8 +2,8 @@
 
 One direction of flow, each module one step, importing only what is to its left::
 
-    errors, paths -> weights -> data (archive ... store, labels, splits) -> parallel, views, sit, xresnet -> embeddings
-        -> metrics, handcrafted -> probes -> objectives -> checkpoints, batches, sharding, state, precision, allocation, engine
+    errors, paths -> weights -> data (archive ... store, labels, splits) -> parallel, precision, views, sit, xresnet -> embeddings
+        -> metrics, handcrafted -> probes -> objectives -> checkpoints, batches, sharding, state, allocation, engine
         -> cost, pretrain, finetune -> baselines
         -> evaluation, efficiency, folds, leakage, identity, leadwise, readings, reconstruction, shift, maps
         -> reader -> runs -> results, cards -> plots -> params, notebook -> kernels -> bookbuild -> site, study -> __main__

@@ -194,16 +194,15 @@ def _search_command(commands):
 def _search(args):
     from types import SimpleNamespace
 
-    import torch
-
     from . import notebook, params
     from .paths import resolve
+    from .precision import chosen_device
     from .search import search
     from .weights import locate
 
     p = SimpleNamespace(**params.load_profile(args.profile))
     p.run_dir = resolve(args.out or f"_runs/{p.profile}-s{p.seed}")
-    p.device = ("cuda" if torch.cuda.is_available() else "cpu") if p.device == "auto" else p.device
+    p.device = chosen_device(p.device)
     checkpoint = locate(args.checkpoint) if args.checkpoint else None
     log = args.log or f"results/{p.profile}/search.csv"
     search(p, notebook.open_data(p), args.changes, log, checkpoint=checkpoint, **_given(args, "note"))
@@ -232,7 +231,7 @@ def _embed(args):
     from .cost import fast_precision
     from .embeddings import embed_files, write_features
     from .paths import digest, home
-    from .precision import check_device
+    from .precision import chosen_device
     from .sit import SiT
     from .weights import locate, names
 
@@ -240,8 +239,7 @@ def _embed(args):
         raise CremaError(f"{home() / 'weights'} holds no model: name one with --checkpoint")
     folder = locate(args.checkpoint) if args.checkpoint else home() / "weights" / names()[0]
     options = _given(args, "readout", "precision", "unit", "rate", "device")
-    check_device(options.get("device", "cpu"))
-    options.setdefault("precision", fast_precision(options.get("device", "cpu")))
+    options.setdefault("precision", fast_precision(chosen_device(options.get("device", "cpu"))))
     out = Path(args.out)
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:  # told before all the computing, not after it
@@ -283,9 +281,9 @@ def _reader_command(commands):
 def _reader(args):
     from . import reader
     from .data.store import find
-    from .precision import check_device
+    from .precision import chosen_device
 
-    check_device(args.device or "cpu")
+    chosen_device(args.device or "cpu")  # for its checks
     made = reader.make(args.checkpoint, find(args.data), progress=True, **_given(args, "task", "readout", "device"))
     print(f"{made.model.name}: a probe for {', '.join(made.model.names)}, and a reference for novelty")
 

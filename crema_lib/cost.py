@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .engine import Training, fit
 from .errors import CremaError
-from .precision import matmul_precision
+from .precision import HALF, matmul_precision
 
 # A kernel belongs to the first kind with a word in its name. Inductor's fused kernels carry the names of what they fuse.
 KINDS = {
@@ -77,9 +77,8 @@ def fast_precision(device="cpu"):
     def rate(dtype):
         return matmul_peak(device, dtype, sizes=(1024,), repeats=20)
 
-    kinds = {"bf16": torch.bfloat16} | ({"fp16": torch.float16} if torch.device(device).type == "cuda" else {})
-    single = rate(torch.float32)
-    return next((name for name, dtype in kinds.items() if rate(dtype) > 1.5 * single), "no")
+    names, single = ("bf16", "fp16") if torch.device(device).type == "cuda" else ("bf16",), rate(torch.float32)
+    return next((name for name in names if rate(HALF[name]) > 1.5 * single), "no")
 
 
 def step_seconds(objective, store, rows, training, folder, steps, *, skip=2, companion=None, **options):

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from .data.prepare import implausible, prepare
 from .data.store import MV_PER_STEP, check_fits
 from .errors import CremaError
+from .precision import HALF
 
 BATCH = {"cpu": 32, "cuda": 512}  # recordings at once
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager

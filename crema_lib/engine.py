@@ -34,7 +34,7 @@ from .allocation import keep_freed
 from .batches import Batches
 from .data.store import check_fits
 from .errors import CremaError, Stopped
-from .precision import attention, check_device, matmul_precision
+from .precision import attention, chosen_device, matmul_precision
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Training:
         ):
             if wrong:
                 raise CremaError(why)
-        check_device(self.device)
+        chosen_device(self.device)  # for its checks
 
 
 def cosine(step, steps, warmup):

@@ -16,7 +16,7 @@ from .errors import CremaError
 from .metrics.bootstrap import Interval
 from .objectives import CRMAE
 from .paths import home, resolve
-from .precision import check_device
+from .precision import chosen_device
 from .pretrain import seeded
 
 _INJECTED = "# Parameters\n"  # how papermill opens the cell that it puts after the one tagged `parameters`
@@ -65,12 +65,10 @@ def setup(chapter, namespace=None, sources=None):
     declared, injected = _parameters(namespace.get("In", []) if sources is None else sources)
     values = {name: namespace[name] for name in declared if name in namespace}
     given = params.check(values | {name: value for name, value in injected.items() if name not in declared})
-    device = given.get("device", "auto")
-    check_device(device)
     derived = {
         "chapter": chapter,
         "parameters": given,
-        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
+        "device": chosen_device(given.get("device", "auto")),
         "run_dir": resolve(given.get("out") or f"_runs/{given.get('profile') or 'default'}-s{given.get('seed', 0)}"),
     }
     random.seed(given.get("seed", 0))

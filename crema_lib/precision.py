@@ -8,13 +8,20 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import CremaError
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what products are computed in, by the names of the parameter `precision`
 
-def check_device(name):
-    """Raise CremaError where `name` is none of auto, cpu and cuda, or names a GPU that is not there: nobody waits for a CPU unasked."""
+
+def chosen_device(name):
+    """The device to compute on, "cpu" or "cuda": the one named, or for "auto" a GPU where there is one.
+
+    Raises:
+        CremaError: another name, or a GPU that is not there: nobody waits for a CPU unasked.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise CremaError(f"unknown device {name!r}: known are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise CremaError("device cuda was asked for, but torch sees no GPU here: take auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 @contextlib.contextmanager
@@ -71,6 +78,6 @@ def autocast(precision, device="cpu"):
     kind = torch.device(device).type
     with contextlib.ExitStack() as stack:
         if precision == "bf16" or (precision == "fp16" and kind != "cpu"):
-            stack.enter_context(torch.autocast(kind, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]))
+            stack.enter_context(torch.autocast(kind, HALF[precision]))
         stack.enter_context(attention(precision, device))
         yield
