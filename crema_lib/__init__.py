@@ -6,7 +6,7 @@ One direction of flow, each module one step, importing only what is to its left:
         -> metrics, handcrafted -> probes -> objectives -> checkpoints, batches, sharding, state, allocation, engine
         -> cost, pretrain, finetune -> baselines
         -> evaluation, efficiency, folds, leakage, identity, leadwise, readings, reconstruction, shift, maps
-        -> reader -> runs -> results, cards -> plots -> params, notebook -> kernels -> bookbuild -> site, study -> __main__
+        -> reader -> runs -> results, publish, cards -> plots -> params, notebook -> kernels -> bookbuild -> site, study -> __main__
 """
 
 import warnings

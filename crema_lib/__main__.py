@@ -319,15 +319,15 @@ def _publish_command(commands):
 
 
 def _publish(args):
-    from . import weights
+    from . import publish
     from .data.store import find
     from .paths import home
 
     if args.measure:
         path = home() / "results" / args.profile / "precision.json"
-        record = weights.measure_precision(args.folder, find(args.measure), path, progress=True)
-        print(f"{path}: {weights.gentlest(record)} changes fold 9 least")
-    print(f"{weights.publish(args.folder, args.name, **_given(args, 'dtype'))}: next, python -m crema_lib cards")
+        record = publish.measure_precision(args.folder, find(args.measure), path, progress=True)
+        print(f"{path}: {publish.gentlest(record)} changes fold 9 least")
+    print(f"{publish.publish(args.folder, args.name, **_given(args, 'dtype'))}: next, python -m crema_lib cards")
 
 
 def _cards_command(commands):

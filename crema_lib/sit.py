@@ -132,7 +132,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="crema_lib", tags=["ecg"
         """Load a model in single precision and evaluation mode; only safetensors and JSON are read, which cannot run code.
 
         Args:
-            folder: that `save_pretrained` or `weights.publish` wrote, the name of a model in `weights/`, or a Hugging Face hub id. Where
+            folder: that `save_pretrained` or `publish` wrote, the name of a model in `weights/`, or a Hugging Face hub id. Where
                 the model comes with checksums its files are compared with them first.
             options: of the hub (`weights.HUB`), or of the SiT to overrule its configuration, such as `drop_path`.
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from crema_lib import __main__ as cli
-from crema_lib import objectives, runs, weights
+from crema_lib import objectives, publish, runs, weights
 from crema_lib.data import labels, splits
 from crema_lib.data.simulate import simulated_store
 from crema_lib.embeddings import embed_store
@@ -44,7 +44,7 @@ def trained(tmp_path_factory, store):
 @pytest.fixture
 def published(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("CREMA_HOME", str(tmp_path))
-    return weights.publish(trained, "small")
+    return publish.publish(trained, "small")
 
 
 def test_matrices_are_halved_and_all_else_stays(trained, published):
@@ -213,24 +213,24 @@ def test_what_cannot_be_published_leaves_an_earlier_model_as_it_was(trained, pub
     (published / "README.md").write_text("a card")
     for name in ("Small", "../small", "", ".x"):
         with pytest.raises(CremaError, match="is no name for a model"):
-            weights.publish(trained, name)
+            publish.publish(trained, name)
     part = shutil.copytree(trained, tmp_path / "part")
     (part / "seen.safetensors").unlink()
     (part / "objective.json").unlink()
     with pytest.raises(CremaError, match=r"no whole trained model: it lacks objective\.json, seen\.safetensors"):
-        weights.publish(part, "small")
+        publish.publish(part, "small")
     broken = shutil.copytree(trained, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")
     state["stem.weight"][0, 0] = torch.inf
     save_file(state, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(CremaError, match="weights that are not finite"):
-        weights.publish(broken, "small")
+        publish.publish(broken, "small")
     assert {path.name: path.read_bytes() for path in published.iterdir() if path.name != "README.md"} == before
     assert [path.name for path in published.parent.iterdir()] == ["small"]
-    weights.publish(trained, "small", "bfloat16")
+    publish.publish(trained, "small", "bfloat16")
     assert weights.stored(published)[0] == "bfloat16"
     assert (published / "README.md").read_text() == "a card", "until the cards are written anew"
-    weights.publish("small", "again", "float32")
+    publish.publish("small", "again", "float32")
     assert weights.stored(published.parent / "again")[0] == "float32"
 
 
@@ -252,7 +252,7 @@ def test_the_committed_weights_are_whole_and_small():
 
 
 def test_precision_is_that_of_one_probe_on_rounded_features(trained, store):
-    metrics, moved = weights.precision(trained, store, tasks=("super",), readout="mean", bootstrap=50)
+    metrics, moved = publish.precision(trained, store, tasks=("super",), readout="mean", bootstrap=50)
     found = {(m["name"], m["model"]): m for m in metrics}
     encoder = SiT.from_pretrained(trained)
     coarse = SiT.from_pretrained(trained)
@@ -280,19 +280,19 @@ def test_the_gentlest_type_is_chosen_on_fold_9():
 
     metrics = [row(9, "float32", 0.9), row(9, "float16 - float32", -0.2), row(9, "bfloat16 - float32", 0.1)]
     record = {"extra": {"moved": {"float16": 0, "bfloat16": 0}}, "metrics": metrics}
-    assert weights.gentlest(record) == "bfloat16"
+    assert publish.gentlest(record) == "bfloat16"
     record["metrics"] += [row(10, "bfloat16 - float32", 9)]
-    assert weights.gentlest(record) == "bfloat16", "fold 10 has no say"
+    assert publish.gentlest(record) == "bfloat16", "fold 10 has no say"
 
 
 def test_the_command_measures_publishes_and_says_what_is_next(trained, store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CREMA_HOME", str(tmp_path))
-    monkeypatch.setattr(weights.precision, "__kwdefaults__", {**weights.precision.__kwdefaults__, "tasks": ("super",), "bootstrap": 20})
+    monkeypatch.setattr(publish.precision, "__kwdefaults__", {**publish.precision.__kwdefaults__, "tasks": ("super",), "bootstrap": 20})
     assert cli.main(["publish", str(trained), "mine", "--measure", str(store.path)]) == 0
     record = runs.read(tmp_path / "results" / "ptbxl" / "precision.json")
     assert record["data"] == {"name": "simulated", "records": 400, "sha256": store.meta["sha256"]}
     assert record["extra"]["config"] == json.loads((trained / "config.json").read_text())
-    assert weights.gentlest(record) in ("float16", "bfloat16")
+    assert publish.gentlest(record) in ("float16", "bfloat16")
     assert f"{tmp_path / 'weights' / 'mine'}: next, python -m crema_lib cards" in capsys.readouterr().out
     assert cli.main(["publish", "mine", "again", "--measure", str(store.path)]) == 1
     assert "are float16 already: give the folder of the training run" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from .. import carbon, search, weights
+from .. import carbon, publish, search, weights
 from ..data import labels, splits
 from ..data.manifest import dataset
 from ..leakage.checkpoint import SEEN, what_was_seen
@@ -340,7 +340,7 @@ def _leaks(records):
 
 def _costs(folder, records):
     run, half = committed.record(records, "03_pretraining"), committed.record(records, "precision")
-    dtype, chosen, moved = weights.stored(folder)[0], weights.gentlest(half), half["extra"]["moved"]
+    dtype, chosen, moved = weights.stored(folder)[0], publish.gentlest(half), half["extra"]["moved"]
 
     def differences(kind, task):
         for part in ("valid", "test"):
