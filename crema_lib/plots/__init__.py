@@ -12,7 +12,7 @@ from .leads import by_leads
 from .leakage import closest
 from .maps import scatter_html, umap_panels
 from .objectives import by_layer, likeness, score_panels
-from .paper import LAYOUTS, ecg, superclasses
+from .paper import ecg, superclasses
 from .results import beside, tried
 from .scores import CHANCE, comparison, curves, label_forest
 from .shift import away, net_benefit

@@ -9,7 +9,6 @@ from ..errors import CremaError
 from .style import GREY, INK, as_signal, baselines, envelope, lead_rows, new_figure
 
 PAPER, PAPER_DARK = "#fae3e3", "#eebcbc"  # 1 mm and 5 mm lines
-LAYOUTS = {"3x4+1": (3, 4), "6x2": (6, 2), "12x1": (12, 1)}  # rows, columns
 PAGE_SECONDS = 10
 
 
@@ -70,45 +69,37 @@ def _fit(ax, size):
     fig.set_figheight(fig.get_figheight() * (1 - box.height) + fig.get_figwidth() * box.width * size[1] / size[0])
 
 
-def ecg(signal, fs, *, title=None, lead_mask=None, layout="3x4+1", ax=None):
-    """A page of ECG paper at 25 mm/s and 10 mm/mV in true proportion.
+def ecg(signal, fs, *, title=None, lead_mask=None):
+    """A page of ECG paper at 25 mm/s and 10 mm/mV in true proportion: four columns of 2.5 s, and lead II as rhythm strip.
 
     Args:
         signal: (12, samples) mV; at most the first 10 s are drawn.
         fs: sampling rate in Hz.
         lead_mask: bool (12,), True where a lead is present; by default the leads that are not all zero.
-        layout: "3x4+1" (four columns of 2.5 s and lead II as rhythm strip), "6x2" or "12x1" (rows x columns).
-        ax: axes to draw on; by default a new figure that is as high as the voltages need.
 
     Raises:
-        CremaError: unknown layout, wrong shape, sampling rate or lead mask, values that are not finite.
+        CremaError: wrong shape, sampling rate or lead mask, values that are not finite.
     """
     signal = as_signal(signal, fs)[:, : round(PAGE_SECONDS * fs)]
     present = signal.any(axis=1) if lead_mask is None else np.asarray(lead_mask, dtype=bool)
     if present.shape != (12,):
         raise CremaError(f"a lead mask of shape {present.shape} does not fit 12 leads: give one value per lead")
-    if layout not in LAYOUTS:
-        raise CremaError(f"unknown layout {layout!r}: known are {', '.join(LAYOUTS)}")
-    n_rows, n_columns = LAYOUTS[layout]
-    edges = np.linspace(0, signal.shape[1], n_columns + 1).round().astype(int)
+    edges = np.linspace(0, signal.shape[1], 5).round().astype(int)
 
     def cell(lead, start, stop):
         return LEADS[lead], start, signal[lead, start:stop] if present[lead] else None, stop - start
 
-    rows = [[cell(r + n_rows * c, edges[c], edges[c + 1]) for c in range(n_columns)] for r in range(n_rows)]
-    if layout == "3x4+1":
-        rows.append([cell(1, 0, signal.shape[1])])
-    own = ax is None
-    ax = new_figure(4).add_subplot() if own else ax
+    rows = [[cell(r + 3 * c, edges[c], edges[c + 1]) for c in range(4)] for r in range(3)]
+    rows.append([cell(1, 0, signal.shape[1])])
+    ax = new_figure(4).add_subplot()
     size, _ = _paper(ax, rows, fs)
     if title:
         ax.set_title(title)
-    if own:
-        _fit(ax, size)
+    _fit(ax, size)
     return ax.figure
 
 
-def superclasses(signals, fs, *, leads=("II", "V2", "V5"), seconds=2.5, title=None):
+def superclasses(signals, fs, *, leads=("II", "V2", "V5"), seconds=2.5):
     """One example of each class on one sheet of ECG paper: a row per class, the same leads side by side.
 
     signals: dict from class name to (12, samples) mV; the first `seconds` are drawn. Raises CremaError for an unknown lead.
@@ -122,7 +113,5 @@ def superclasses(signals, fs, *, leads=("II", "V2", "V5"), seconds=2.5, title=No
     size, base = _paper(ax, rows, fs)
     ax.set_yticks(base, list(signals))
     ax.tick_params(axis="y", length=0, labelsize=10)
-    if title:
-        ax.set_title(title)
     _fit(ax, size)
     return ax.figure
