@@ -2,11 +2,12 @@
 
 One direction of flow, each module one step, importing only what is to its left::
 
-    errors, paths -> weights -> data (archive ... store, labels, splits) -> parallel, precision, views, sit, xresnet -> embeddings
-        -> metrics, handcrafted -> probes -> objectives -> checkpoints, batches, sharding, state, allocation, engine
-        -> cost, pretrain, finetune -> baselines
-        -> evaluation, efficiency, folds, leakage, identity, leadwise, readings, reconstruction, shift, maps
-        -> reader -> runs -> results, publish, cards -> plots -> params, notebook -> kernels -> bookbuild -> site, study -> __main__
+    errors, paths, carbon, params, runs -> weights -> data (archive ... store, labels, splits) -> leakage
+        -> parallel, precision, views, sit, xresnet -> embeddings -> metrics, handcrafted -> probes -> objectives
+        -> checkpoints, batches, sharding, state, allocation, engine -> cost, pretrain, finetune -> baselines
+        -> evaluation, efficiency, folds, identity, leadwise, readings, reconstruction, shift, maps
+        -> reader -> search, composition, results, publish, cards -> plots -> notebook -> kernels -> bookbuild -> words, site, study
+        -> __main__
 """
 
 import warnings

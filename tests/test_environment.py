@@ -73,6 +73,19 @@ def test_imports_are_declared():
                 assert name in asked, f"{path.name} imports {module}, which pyproject.toml does not ask for"
 
 
+def test_imports_flow_in_the_direction_that_the_package_says():
+    """A module's own imports, not those inside of functions, name only modules to its left in the list of `crema_lib/__init__.py`."""
+    listed, package = re.findall(r"\w+", re.sub(r"\(.*?\)", "", crema_lib.__doc__.split("::")[1])), ROOT / "crema_lib"
+    there = [path.stem for path in package.glob("*.py") if path.stem != "__init__"] + [p.parent.name for p in package.glob("*/__init__.py")]
+    assert sorted(listed) == sorted(there)
+    for path in package.rglob("*.py"):
+        inside = path.relative_to(package).with_suffix("").parts
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.level == len(inside) and inside != ("__init__",):
+                for module in [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]:
+                    assert module not in listed or listed.index(module) < listed.index(inside[0]), f"{path.name} imports {module}"
+
+
 def test_one_address_of_the_repository():
     assert PROJECT["urls"]["Repository"] == URL
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
