@@ -1,7 +1,6 @@
 """The networks that every table compares, trained by one loop under one budget: pretrained, from scratch, and a convolutional one."""
 
 import json
-import os
 import re
 import zlib
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from .data import splits
+from .data.store import kept
 from .engine import Training
 from .errors import CremaError
 from .finetune import finetune, targets_of
@@ -100,23 +100,11 @@ def boosting(p, store, *, rows=None, name="", progress=True):
     path = _folder(p, BOOSTING, p.seed, name) / f"{store.meta['sha256'][:16]}-{labelled:08x}-{'-'.join(heads)}.npy"
 
     def grow():
-        measured = p.run_dir / "embeddings" / f"{store.meta['sha256'][:32]}-waves.npy"
-        values = _kept(measured, lambda: waves.features(store, progress=progress)[0])
+        values = waves.kept(store, progress=progress)
         trees = Boosting(seed=p.seed).fit(values[rows], targets[rows], (values[valid], targets[valid]), progress=progress)
         return trees.scores(values[test])
 
-    return columns, _kept(path, grow)
-
-
-def _kept(path, compute):
-    """An array from a file, computed and written whole where the file is not there yet."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found, part = compute(), path.with_name(f"{path.name}.{os.getpid()}.part")  # of two runs at once each writes its own
-        with open(part, "wb") as file:
-            np.save(file, found)
-        part.replace(path)
-    return np.load(path)
+    return columns, kept(path, grow)
 
 
 def _folder(p, arm, seed, name=""):

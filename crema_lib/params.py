@@ -69,6 +69,7 @@ SCHEMA = {
         Parameter("contrasted", str, "what CR-MAE pools for its regulariser", choices=("mean", "middle", "layers", "moments")),
         Parameter("projected", bool, "a projector stands between that and the regulariser"),
         Parameter("latent_weight", float, "mu, the weight of predicted latents, 0 for no teacher", 0, 100),
+        Parameter("measured_weight", float, "nu, the weight of predicted measurements, 0 for none", 0, 100),
         Parameter("lead_drop", float, "probability that a view loses a random subset of its leads", 0, 1),
         Parameter("noise", float, "largest level of white noise and of wander added to a view, mV", 0, 10),
         Parameter("gain", float, "spread of the random gain of a view", 0, 2),

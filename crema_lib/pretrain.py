@@ -16,7 +16,7 @@ from .sit import SiT
 # Parameters of an objective, and all that pretraining reads.
 OPTIONS = (
     "mask_ratio", "block", "decoder_width", "decoder_depth", "contrast_weight", "contrast_schedule", "regulariser", "temperature",
-    "contrasted", "projected", "latent_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm",
+    "contrasted", "projected", "latent_weight", "measured_weight", "lead_drop", "noise", "gain", "momentum", "patch_norm",
 )  # fmt: skip
 PARAMETERS = (
     "data", "records", "fs", "seconds", "seed", "model", "width", "depth", "patch", "stem", "objective", *OPTIONS, "epochs", "batch_size",
@@ -101,7 +101,7 @@ def pretrain(p, store, *, progress=True):
     model = new_objective(p, store, rows)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
-    log = fit(model, store, rows, training, p.run_dir / "pretrain", progress=progress)
+    log = fit(model, store, rows, training, p.run_dir / "pretrain", targets=model.targets(store, rows), progress=progress)
     model.cpu().eval()
     parallel.by_main(checkpoints.saved, model, p.run_dir / "pretrain", lambda folder: remember(folder, store, rows))
     return model, log

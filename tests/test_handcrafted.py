@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from crema_lib.data import labels
@@ -181,6 +182,36 @@ def test_a_store_in_chunks(store, monkeypatch):
     np.testing.assert_allclose(waves.features(store, rows)[0], values, rtol=1e-4, atol=1e-5)
     with pytest.raises(CremaError, match="no recording"):
         waves.features(store, [])
+
+
+def test_measurements_are_kept_beside_the_recordings(tmp_path, monkeypatch):
+    store = simulated_store(tmp_path / "s", 12, seed=3, seconds=5)
+    first = waves.kept(store)
+    assert first.shape == (12, waves.COUNT) and np.array_equal(first, waves.features(store)[0], equal_nan=True)
+    monkeypatch.setattr(waves, "features", lambda *args, **options: (np.zeros((12, 2)), None))
+    np.testing.assert_array_equal(waves.kept(store), first)
+    (path,) = (store.path / "derived").iterdir()
+    path.unlink()
+    monkeypatch.setattr("os.access", lambda *args: False)
+    assert waves.kept(store).shape == (12, 2) and not list((store.path / "derived").iterdir()), "a folder that is only read"
+    monkeypatch.undo()
+    waves.kept(store)
+    again = simulated_store(tmp_path / "s", 12, seed=4, seconds=5)
+    assert not (again.path / "derived").exists() and not np.array_equal(waves.kept(again), first, equal_nan=True)
+
+
+def test_normal_scores():
+    rng = np.random.default_rng(0)
+    values = np.stack([np.exp(3 * rng.normal(size=4000)), np.full(4000, 7.0), (rng.random(4000) < 0.3) * rng.random(4000)], axis=1)
+    values[::5, 0] = np.nan
+    scores = waves.normal_scores(values)
+    assert scores.dtype == np.float32 and np.array_equal(np.isnan(scores), np.isnan(values))
+    np.testing.assert_allclose(np.nanmean(scores[:, [0, 2]], 0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.nanstd(scores[:, [0, 2]], 0), 1, rtol=1e-4)
+    assert stats.kstest(scores[1::5, 0], "norm").pvalue > 0.01 and not scores[:, 1].any()
+    known = ~np.isnan(values[:, 0])
+    assert (np.diff(scores[known, 0][values[known, 0].argsort()]) >= 0).all(), "the order is kept"
+    assert len(np.unique(scores[values[:, 2] == 0, 2])) == 1, "ties stay ties"
 
 
 def test_heart_rate_is_the_measured_one(store):

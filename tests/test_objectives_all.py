@@ -7,6 +7,7 @@ from test_objectives_losses import slow_cmsc, slow_info_nce, slow_uniformity, sl
 
 from crema_lib import objectives, parallel, views
 from crema_lib.errors import CremaError
+from crema_lib.handcrafted.waves import COUNT
 from crema_lib.objectives import OBJECTIVES
 from crema_lib.objectives.cr_mae import CONTRASTED, REGULARISERS
 from crema_lib.objectives.losses import cmsc_nce, common_share, diversity, masked_nce
@@ -17,6 +18,7 @@ VARIANTS = [(name, {}) for name in OBJECTIVES] + [("cr_mae", {"regulariser": nam
 VARIANTS += [("cr_mae", {"contrast_weight": 0.0}), ("cr_mae", {"contrasted": "layers", "projected": False})]
 VARIANTS += [("cr_mae", {"contrasted": "moments", "contrast_schedule": "falling"})]
 VARIANTS += [("cr_mae", {"latent_weight": 1.0}), ("cr_mae", {"latent_weight": 1.0, "regulariser": "cmsc"})]
+VARIANTS += [("cr_mae", {"measured_weight": 1.0})]
 each = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))
 )
@@ -37,7 +39,8 @@ def model(name, **options):
 def batch(n=6):
     lead_mask = torch.ones(n, 12, dtype=torch.bool)
     lead_mask[0, 3:7] = False
-    return {"signal": torch.randn(n, 12, 400), "lead_mask": lead_mask}
+    target = torch.randn(n, COUNT).where(torch.rand(n, COUNT) < 0.8, torch.nan)
+    return {"signal": torch.randn(n, 12, 400), "lead_mask": lead_mask, "target": target}
 
 
 def run(m, records, seed=1):
@@ -86,7 +89,7 @@ def test_half_precision(name, options):
 @each
 def test_two_processes_compute_what_one_does(name, options, monkeypatch):
     """Both ranks are run one after the other: first to note what each would send, then with what they would get."""
-    m, records = model(name, **options), batch()
+    m, records = model(name, **options), batch(8)
     whole = run(m, records)
     sent = {}
 
@@ -107,7 +110,7 @@ def test_two_processes_compute_what_one_does(name, options, monkeypatch):
     for attempt in range(2):
         for rank in range(2):
             current[:] = [rank, attempt]
-            share = {key: value[3 * rank : 3 * rank + 3] for key, value in records.items()}
+            share = {key: value[4 * rank : 4 * rank + 4] for key, value in records.items()}
             parts.append(run(m, share))
     for key, value in whole.items():
         assert (parts[2][key] + parts[3][key]).item() / 2 == pytest.approx(value.item(), rel=1e-4, abs=1e-5), key
@@ -419,6 +422,18 @@ def test_cr_mae_with_latents_draws_contrasts_and_predicts_the_teacher(tmp_path):
     assert run(again, records)["latent"] == fast["latent"]
     signal, places = records["signal"], torch.tensor([[2, 5]] * 6)
     assert torch.equal(again.reconstruct(signal, hidden=places)[0], m.reconstruct(signal, hidden=places)[0])
+
+
+def test_measurements_are_read_from_every_second_recording_whole():
+    m, records = model("cr_mae", measured_weight=0.7, contrast_weight=0.0, noise=0.0, lead_drop=0.0, gain=2.0).eval(), batch()
+    torch.nn.init.normal_(m.measure.weight)
+    m.level.running_mean.normal_()
+    found = run(m, records)
+    features = m.encoder.features(records["signal"], records["lead_mask"], "moments")  # a roll in time moves them little
+    scores = m.measure((features - m.level.running_mean) / np.sqrt(1 + 1e-5) / np.sqrt(m.encoder.feature_size("moments")))
+    expected = (scores - records["target"])[::2].square().nanmean()
+    assert found["measured"].item() == pytest.approx(expected.item(), rel=0.01)
+    assert found["loss"].item() == pytest.approx((found["mae"] + 0.7 * found["measured"]).item(), rel=1e-5)
 
 
 def test_a_collapsed_teacher_shows():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crema_lib.errors import CremaError
-from crema_lib.objectives.losses import cmsc_nce, diversity, info_nce, latent_loss, masked_loss, masked_nce, uniformity, vicreg
+from crema_lib.objectives.losses import cmsc_nce, diversity, info_nce, known_loss, latent_loss, masked_loss, masked_nce, uniformity, vicreg
 
 RNG = np.random.default_rng(0)
 
@@ -91,6 +91,14 @@ def test_masked_loss_against_loops():
     total = sum(w[i, j, k // 3] * (p[i, j, k] - t[i, j, k]) ** 2 for i, j, k in np.ndindex(3, 4, 6))
     assert masked_loss(*map(torch.tensor, (p, t, w))).item() == pytest.approx(total / (3 * w.sum()))
     assert masked_loss(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3)).item() == 0, "nothing asked, nothing owed"
+
+
+def test_known_loss_leaves_out_what_is_not_known():
+    p, t = torch.randn(5, 3), torch.randn(5, 3)
+    t[0], t[2, 1] = torch.nan, torch.nan
+    squares = [(a - b) ** 2 for a, b in zip(p.flatten().tolist(), t.flatten().tolist(), strict=True) if b == b]
+    assert len(squares) == 11 and known_loss(p, t).item() == pytest.approx(np.mean(squares), rel=1e-5)
+    assert known_loss(p, torch.full_like(p, torch.nan)) == 0
 
 
 def test_latent_loss_against_loops():

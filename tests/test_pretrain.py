@@ -10,8 +10,10 @@ from crema_lib import bookbuild, notebook, objectives, params
 from crema_lib.data.simulate import simulated_store
 from crema_lib.data.store import TRAIN
 from crema_lib.embeddings import embed_store
+from crema_lib.handcrafted import waves
 from crema_lib.objectives import CRMAE
 from crema_lib.objectives.cr_mae import CONTRASTED, REGULARISERS, SCHEDULES
+from crema_lib.objectives.losses import known_loss
 from crema_lib.pretrain import OPTIONS, PARAMETERS, lead_scale, new_encoder, pretrain, seeded, unused
 from crema_lib.probes.linear import probe_task
 from crema_lib.sit import SiT
@@ -96,12 +98,28 @@ def test_an_objective_gets_those_parameters_that_it_has():
     for name, known in {"regulariser": REGULARISERS, "contrast_schedule": SCHEDULES, "contrasted": CONTRASTED}.items():
         assert params.SCHEMA[name].choices == tuple(known)
     assert unused("cr_mae") == ["momentum"] and unused("cr_mae", 0.5) == [] and "momentum" not in unused("jepa")
-    weighted, read = ["contrast_weight", "contrast_schedule", "regulariser"], ["contrasted", "projected", "latent_weight"]
+    weighted, read = (
+        ["contrast_weight", "contrast_schedule", "regulariser"],
+        ["contrasted", "projected", "latent_weight", "measured_weight"],
+    )
     assert unused("mae") == [*weighted, "temperature", *read, "momentum"]
     masked = ["mask_ratio", "block", "decoder_width", "decoder_depth"]
     assert unused("simclr") == [*masked, *weighted, *read, "momentum", "patch_norm"]
     for option in OPTIONS:
         assert any(option in objectives.options(name) for name in objectives.OBJECTIVES), option
+
+
+def test_measurements_reach_the_loss(store, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("crema_lib.objectives.cr_mae.known_loss", lambda p, t: seen.append((p.shape, t)) or known_loss(p, t))
+    p = parameters(tmp_path, measured_weight=0.5, width=24, depth=1, epochs=2, batch_size=64)
+    model, log = pretrain(p, store, progress=False)
+    expected = waves.normal_scores(waves.features(store)[0][store.rows(range(1, 9))])
+    assert {tuple(shape) for shape, _ in seen} == {(32, waves.COUNT)} and model.targets(store, [0, 5]).shape == (2, waves.COUNT)
+    known = np.unique(expected[~np.isnan(expected)])
+    assert all(np.isin(t[~t.isnan()].numpy(), known).all() and t.isnan().any() for _, t in seen)
+    assert log["measured"].iloc[-1] < 1.1 and (log["loss"] > log["mae"] + 0.5 * log["measured"]).all()
+    assert pretrain(p, store, progress=False)[1].equals(log), "a run that is complete is only loaded"
 
 
 def test_the_regulariser_reaches_the_model(store, tmp_path):

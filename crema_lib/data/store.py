@@ -4,6 +4,7 @@ On disk, a folder:
     signals.i16     int16, little-endian, shape (records, 12, samples), 1 uV per step (so +-32.7 mV), leads in canonical order
     table.parquet   one row a record, columns `COLUMNS`
     store.json      sampling rate, seconds, leads, filter band, SHA-256 of signals.i16, source, versions
+    derived/        what was worked out from the recordings later and takes long; can be deleted at any time
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from ..paths import data_home, digest
 from .leads import LEADS
 
 MV_PER_STEP = 0.001
-FILES = {"signals.i16", "table.parquet", "store.json", "report.csv"}
+FILES = {"signals.i16", "table.parquet", "store.json", "report.csv", "derived"}
 ABANDONED = 7 * 24 * 3600  # s; a half-written store of that age is one whose process was killed
 TRAIN, VALID, TEST = tuple(range(1, 9)), (9,), (10,)  # folds: pretrain and train, choose, read once for a table
 COLUMNS = {
@@ -41,6 +42,17 @@ COLUMNS = {
     "quality": "str",  # flags joined by ';', empty: nothing found
     "year": "int64",  # of the recording, 0 unknown; PTB-XL moved the dates of each patient by a random offset
 }
+
+
+def kept(path, compute):
+    """An array from a file, computed and written whole where the file is not there yet."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found, part = compute(), path.with_name(f"{path.name}.{os.getpid()}.part")  # of two runs at once each writes its own
+        with open(part, "wb") as file:
+            np.save(file, found)
+        part.replace(path)
+    return np.load(path)
 
 
 class StoreWriter:
@@ -151,6 +163,11 @@ class EcgStore:
             changed = stamp[:2] != self.stamp[:2] or digest(self.path / "signals.i16") != self.meta["sha256"]
         if changed:
             raise CremaError(f"the data set {self.path} was changed while a run was using it: put it back, or start the run anew")
+
+    def derived(self, name, compute):
+        """An array that follows from the recordings, see `kept`; where nothing can be written it is computed each time."""
+        path = self.path / "derived" / f"{name}-{self.meta['sha256'][:16]}.npy"
+        return kept(path, compute) if path.is_file() or os.access(self.path, os.W_OK) else compute()
 
     def __len__(self):
         return len(self.table)

@@ -6,12 +6,16 @@ median beat of the dominant kind, as electrocardiographs do. What cannot be meas
 A feature is named `GROUP.NAME`, or `LEAD.NAME` where every lead has one. Units: mV, s, mV s, degrees, beats a minute; else shares, ratios.
 """
 
+import inspect
+import sys
 import warnings
+import zlib
 from functools import cache, partial
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.signal import butter, sosfiltfilt
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from tqdm import tqdm
 
 from ..data.leads import LEADS
@@ -19,6 +23,7 @@ from ..data.store import MV_PER_STEP
 from ..errors import CremaError
 
 CHUNK = 128  # records at a time
+COUNT = 306  # measurements of a recording
 BEFORE, AFTER = 0.36, 0.64  # s of a beat around its R peak
 STEP = 0.002  # s, the grid of the median beat; the recording's band allows one finer than its samples
 GRID = np.arange(round(-BEFORE / STEP), round(AFTER / STEP)) * STEP
@@ -354,6 +359,27 @@ def features(store, rows=None, *, progress=False):
         signals = store.signals[chunk] * np.float32(MV_PER_STEP)
         done.append(measure(signals, store.fs, store.lead_mask[chunk], valid[chunk]))
     return np.concatenate([values for values, _ in done]), done[0][1]
+
+
+def kept(store, *, progress=False):
+    """Measurements of all records of a store, float32 (records, `COUNT`); taken once by this code and kept beside the recordings."""
+    code = zlib.crc32(inspect.getsource(sys.modules[__name__]).encode())
+    return store.derived(f"measurements-{code:08x}", lambda: features(store, progress=progress)[0])
+
+
+def normal_scores(values):
+    """Measurements on one scale, whatever their units and tails: ranks turned into normal quantiles, then mean 0 and deviation 1.
+
+    Ties, such as the zeros of an R' wave, which most leads do not have, share a value; what lies outside three deviations is put there.
+
+    Args:
+        values: float (records, measurements), NaN where something could not be measured.
+
+    Returns:
+        float32 of the same shape, NaN in the same places; 0 for a measurement that is the same in all records.
+    """
+    ranks = QuantileTransformer(n_quantiles=min(1000, len(values)), subsample=None, output_distribution="normal", random_state=0)
+    return StandardScaler().fit_transform(ranks.fit_transform(values).clip(-3, 3)).astype(np.float32)
 
 
 def rate(store, rows):

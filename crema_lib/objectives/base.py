@@ -21,7 +21,17 @@ def _whole(value, least):
 
 
 # What an option of any objective may be, and how the sentence says so.
-_WEIGHTS = ("contrast_weight", "latent_weight", "noise", "gain", "invariance", "variance", "covariance", "diversity_weight")
+_WEIGHTS = (
+    "contrast_weight",
+    "latent_weight",
+    "measured_weight",
+    "noise",
+    "gain",
+    "invariance",
+    "variance",
+    "covariance",
+    "diversity_weight",
+)
 RULES = {
     **dict.fromkeys(_WEIGHTS, (lambda x: 0 <= x < math.inf, "negative or not finite")),
     **dict.fromkeys(("patch_norm", "projected"), (lambda x: isinstance(x, bool), "neither true nor false")),
@@ -81,6 +91,10 @@ class Objective(nn.Module):
 
     def after_step(self, step, steps):
         """Called after each update of the optimiser: `step` of `steps` are done. Moves what no gradient moves; here nothing."""
+
+    def targets(self, store, rows):
+        """What a batch is to hold as `target` for some rows of a store, an array aligned with `rows`, where signals are not enough."""
+        return None
 
     def view(self, signal, lead_mask, start=True):
         """One random view by the options `gain`, `noise` and `lead_drop`: (clean signal, corrupted signal, lead mask of the latter).

@@ -1,14 +1,20 @@
 """CR-MAE: a masked autoencoder regularised by contrast between two masked views.
 
-    L = L_MAE + lambda L_contrast + mu L_latent
+    L = L_MAE + lambda L_contrast + mu L_latent + nu L_measured
     L_MAE = 1 / |A| sum_{i in A} (p_i - t_i)^2
     L_contrast = -1 / 2B sum_i log( exp(z_i . z_i' / tau) / sum_{j != i} exp(z_i . z_j / tau) )
+    L_measured = 1 / |M| sum_{(i, k) in M} (W_k f_i + b_k - m_ik)^2
 
 A is the set of samples asked for, of both views of all records: in hidden patches all leads that the recording has, in visible ones those
 of them that the view lost; p is what the decoder draws, t the clean view in units of each lead's `scale`. The z are the projected means
 of the visible tokens of the 2B views of a batch, normalised to length one, and i' is the other view of the record of i. L_latent is the
 loss of `jepa` over both views: at hidden places the decoder also predicts what a teacher, a slowly moving copy of the encoder, makes of
 the whole clean view. mu is 0 unless it is given; with it the step has two passes of the whole view more.
+
+L_measured asks for what an electrocardiograph prints: m are the measurements of `handcrafted.waves` (rates, intervals, amplitudes, axes),
+taken of the recording without any label and turned into normal scores, M those that can be taken; f are the "moments" (`SiT.features`) of
+the whole recording, nothing hidden, which a linear map has to read them from. Every second record of a batch is shown whole for it: as
+many tokens as its two masked views and the next record's have at a mask ratio of 0.75. nu is 0 unless it is given. The term is ours.
 
 The paper states (abstract of Song et al., arXiv 2407.07110) that CREMA is pretrained by a Contrastive Regularised Masked Autoencoder
 combining generative and contrastive learning on a Signal Transformer. The equations are ours, after MAE (He et al. 2022,
@@ -29,10 +35,12 @@ found that what lies before it serves later tasks better), and whether lambda gr
 
 import torch
 
+from .. import parallel, views
 from ..errors import CremaError
+from ..handcrafted import waves
 from .base import given, projector
 from .decoder import MaskedAutoencoder
-from .losses import cmsc_nce, common_share, info_nce, latent_loss, uniformity, vicreg
+from .losses import cmsc_nce, common_share, info_nce, known_loss, latent_loss, uniformity, vicreg
 from .teacher import Taught, at
 
 REGULARISERS = {
@@ -63,6 +71,7 @@ class CRMAE(Taught, MaskedAutoencoder):
             half of the blocks), or those of the last four blocks side by side as "layers" or "moments", see `SiT.features`.
         projected: whether a projector stands between that and the regulariser; "uniformity" never has one.
         latent_weight: mu >= 0; at 0 there is no teacher. momentum: m of the teacher, see `Taught`.
+        measured_weight: nu >= 0; above 0 the batch needs a `target`, see `targets`.
         decoder_width, decoder_depth: of the decoder's blocks. projection: features of the contrasted space.
         lead_drop: probability that a view loses a random subset of its leads. noise: largest level of added noise and of wander, mV.
         gain: spread of the random gain. patch_norm: predict each patch after removing its mean and dividing by its deviation per lead
@@ -85,6 +94,7 @@ class CRMAE(Taught, MaskedAutoencoder):
         contrasted="mean",
         projected=True,
         latent_weight=0.0,
+        measured_weight=0.0,
         momentum=0.9995,
         decoder_width=128,
         decoder_depth=2,
@@ -106,6 +116,11 @@ class CRMAE(Taught, MaskedAutoencoder):
         self.readout = "mean" if contrasted == "middle" else contrasted
         if latent_weight:
             self.teach()
+        if measured_weight:
+            size = encoder.feature_size("moments")
+            self.level = torch.nn.BatchNorm1d(size, affine=False)
+            self.measure = torch.nn.Linear(size, waves.COUNT)
+            torch.nn.init.zeros_(self.measure.weight)
         if not contrast_weight:
             return
         plain = regulariser == "uniformity" or not projected
@@ -131,7 +146,21 @@ class CRMAE(Taught, MaskedAutoencoder):
         if self.latent_weight:
             losses["latent"], losses["common"] = latent_loss(at(latents, hidden), target), common_share(target)
             loss = loss + self.latent_weight * losses["latent"]
+        if self.measured_weight:
+            losses["measured"] = self._measured(batch)
+            loss = loss + self.measured_weight * losses["measured"]
         return {**losses, "loss": loss}
+
+    def targets(self, store, rows):
+        """Normal scores of the measurements, float32 (rows, measurements), NaN where one cannot be taken; None without this term."""
+        return waves.normal_scores(waves.kept(store)[rows]) if self.measured_weight else None
+
+    def _measured(self, batch):
+        signal, lead_mask, target = (batch[name][::2] for name in ("signal", "lead_mask", "target"))
+        shown = views.noise(views.shift(signal), self.noise, self.encoder.fs)  # the size is what it was when it was measured
+        found = self.encoder.features(shown, views.drop_leads(lead_mask, self.lead_drop), "moments")
+        found, target = parallel.gathered(found), parallel.gathered(target)
+        return known_loss(self.measure(self.level(found) / found.shape[1] ** 0.5), target)  # else a step of Adam moves the sum too far
 
     def decode(self, tokens, visible, patches):
         return self._decoded(tokens, visible, patches)[0]

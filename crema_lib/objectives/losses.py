@@ -43,6 +43,13 @@ def masked_loss(predicted, target, asked):
 
 
 @single_precision
+def known_loss(predicted, target):
+    """Mean squared error over the values of the target that are known: sum((p - t)^2) / number of them, a NaN is not; same shapes."""
+    known = ~target.isnan()
+    return ((predicted - target.nan_to_num()).square() * known).sum() / known.sum().clamp(min=1)
+
+
+@single_precision
 def latent_loss(predicted, target):
     """Smooth L1 between predicted features and the target's, each target normalised over its features (Kim 2024, arXiv 2410.08559).
 
