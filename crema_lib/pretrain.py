@@ -101,7 +101,8 @@ def pretrain(p, store, *, progress=True):
     model = new_objective(p, store, rows)
     fields = {f.name for f in dataclasses.fields(Training)}
     training = Training(**{name: value for name, value in vars(p).items() if name in fields})
-    log = fit(model, store, rows, training, p.run_dir / "pretrain", targets=model.targets(store, rows), progress=progress)
+    targets = model.targets(store, rows, progress=progress)
+    log = fit(model, store, rows, training, p.run_dir / "pretrain", targets=targets, progress=progress)
     model.cpu().eval()
     parallel.by_main(checkpoints.saved, model, p.run_dir / "pretrain", lambda folder: remember(folder, store, rows))
     return model, log

@@ -92,7 +92,7 @@ class Objective(nn.Module):
     def after_step(self, step, steps):
         """Called after each update of the optimiser: `step` of `steps` are done. Moves what no gradient moves; here nothing."""
 
-    def targets(self, store, rows):
+    def targets(self, store, rows, *, progress=False):
         """What a batch is to hold as `target` for some rows of a store, an array aligned with `rows`, where signals are not enough."""
         return None
 

@@ -151,9 +151,9 @@ class CRMAE(Taught, MaskedAutoencoder):
             loss = loss + self.measured_weight * losses["measured"]
         return {**losses, "loss": loss}
 
-    def targets(self, store, rows):
+    def targets(self, store, rows, *, progress=False):
         """Normal scores of the measurements, float32 (rows, measurements), NaN where one cannot be taken; None without this term."""
-        return waves.normal_scores(waves.kept(store)[rows]) if self.measured_weight else None
+        return waves.normal_scores(waves.kept(store, progress=progress)[rows]) if self.measured_weight else None
 
     def _measured(self, batch):
         signal, lead_mask, target = (batch[name][::2] for name in ("signal", "lead_mask", "target"))
