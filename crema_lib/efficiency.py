@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from . import runs
 from .data import splits
 from .errors import CremaError
 from .evaluation import average
 from .metrics import compare, macro
 from .probes.linear import learnable
-from .runs import METRIC_KEYS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,5 +123,5 @@ def entries(points, gains, *, seed=0):
     points, gains: see `curve`, with the columns task and labels.
     """
     named = pd.concat([points, gains.assign(model=gains["model"] + " - " + gains["other"])])
-    named = named.assign(name=[f"macro AUROC, {100 * share:g} % of labels" for share in named["share"]], n=named["labels"], seed=seed)
-    return named[list(METRIC_KEYS)].to_dict("records")
+    name = [f"macro AUROC, {100 * share:g} % of labels" for share in named["share"]]
+    return runs.metrics(named, name=name, n=named["labels"], seed=seed)

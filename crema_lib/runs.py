@@ -81,7 +81,7 @@ def write(path, *, chapter, parameters, metrics, data, wall_seconds, device="cpu
         data: dict with `name`, `records` and `sha256` of the store.
         wall_seconds: duration of the run, s.
         device: torch device the run used.
-        extra: dict of anything else that is worth keeping.
+        extra: dict of anything else that is worth keeping; a DataFrame becomes a list of its rows, each a dict.
 
     Returns:
         The record as `read` gives it.
@@ -127,6 +127,15 @@ def read(path):
         raise CremaError(f"{path} is no run record: {error}") from None
     _validate(record, path)
     return record
+
+
+def metrics(frame, **columns):
+    """Rows of a table as metrics of a record, list of dicts.
+
+    Args:
+        frame: DataFrame. columns: those of `METRIC_KEYS` that it lacks or has under another name: one value, or one a row.
+    """
+    return frame.assign(**columns)[list(METRIC_KEYS)].to_dict("records")
 
 
 def table(paths):
@@ -186,13 +195,15 @@ def _validate(record, path):
 
 
 def _plain(value):
-    """The same with NumPy scalars, arrays and paths made plain, and what is not finite made null."""
+    """The same with tables, NumPy scalars, arrays and paths made plain, and what is missing or not finite made null."""
+    if isinstance(value, pd.DataFrame):
+        value = value.to_dict("records")
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return str(value) if isinstance(value, Path) else value
