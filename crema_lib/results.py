@@ -11,6 +11,7 @@ import pandas as pd
 from .baselines import PRETRAINED
 from .data.labels import TASKS
 from .errors import CremaError
+from .objectives import options
 from .paths import resolve
 from .pretrain import OWN, PARAMETERS
 
@@ -193,7 +194,11 @@ def text(row, signed=False):
 
 
 def differing(given, other):
-    """In which parameters of pretraining and readout one record's differ from another's: "patch 25 instead of 10, ..."."""
+    """In which parameters of pretraining and readout one record's differ from another's: "patch 25 instead of 10, ...".
+
+    What a record does not give, as its chapter has no such parameter, is that of CR-MAE by itself.
+    """
+    given, other = ({**options("cr_mae"), **one} for one in (given, other))
     names = [name for name in (*PARAMETERS, "readout") if name in given and name in other and given[name] != other[name]]
     own = {name: f"{given[name]}{' (as the objective says)' * (name in OWN and not given[name])}" for name in names}
     return ", ".join(f"{name} {own[name]} instead of {other[name]}" for name in names) or "the same"

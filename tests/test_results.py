@@ -212,6 +212,7 @@ def test_differing_names_what_of_the_training_another_record_did_otherwise():
     )
     assert results.differing(here, there) == "patch 25 instead of 10, decoder_depth 0 (as the objective says) instead of 1"
     assert results.differing(here, here) == "the same"
+    assert results.differing({}, {"measured_weight": 10.0}) == "measured_weight 0.0 instead of 10.0"
 
 
 def test_the_distance_to_a_goal_is_that_of_the_pretrained_encoder_alone():
