@@ -6,6 +6,7 @@ import subprocess
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from crema_lib import notebook, runs
@@ -45,6 +46,20 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_in_the_table(tmp_path):
     assert row["value"] == 0.5
     assert np.isnan(row["low"])
     assert np.isnan(row["high"])
+
+
+def test_a_table_is_kept_row_by_row_and_becomes_metrics(tmp_path):
+    found = pd.DataFrame({"model": ["a", "b"], "value": [0.9, 0.8], "low": [0.8, math.nan], "high": [0.95, math.nan], "labels": [3, 5]})
+    metrics = runs.metrics(found, name="macro_auroc", task=["x", "y"], n=found["labels"], seed=2)
+    counted = pd.DataFrame({"code": ["AF", "SR"], "here": pd.array([4, None], dtype="Int64")})
+    record = written(tmp_path / "a.json", metrics=metrics, extra={"counted": counted, "none": counted[:0]})
+    assert record["metrics"] == [
+        {"name": "macro_auroc", "task": "x", "model": "a", "value": 0.9, "low": 0.8, "high": 0.95, "n": 3, "seed": 2},
+        {"name": "macro_auroc", "task": "y", "model": "b", "value": 0.8, "low": None, "high": None, "n": 5, "seed": 2},
+    ]
+    assert record["extra"] == {"counted": [{"code": "AF", "here": 4}, {"code": "SR", "here": None}], "none": []}
+    with pytest.raises(KeyError, match="seed"):
+        runs.metrics(found, name="macro_auroc", task="x", n=1)
 
 
 def test_table_has_a_row_a_metric(tmp_path):
